@@ -1,0 +1,2 @@
+//! Run and inspect container images in microVMs.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Tests and benchmarks against real virtual machines.

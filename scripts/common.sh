@@ -1,0 +1,13 @@
+# Sourced by the other scripts: where slow products are kept, and how they are published.
+# A product lives in $CACHE under a name with a hash of its inputs, so a clean checkout finds it again.
+CACHE=${CLOISTER_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/cloister}
+mkdir -p "$CACHE"
+LOG=${CLOISTER_SETUP_LOG:-$CACHE/setup.log}
+
+say() { printf '==> %s\n' "$*" >&2; }
+
+# publish TMP FINAL: makes a finished folder or file visible under its name, whole or not at all.
+publish() {
+    sync -f "$1" 2>/dev/null || true
+    if ! mv -T "$1" "$2" 2>/dev/null; then rm -rf "$1"; [ -e "$2" ]; fi
+}

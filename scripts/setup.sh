@@ -1,0 +1,117 @@
+#!/usr/bin/env bash
+# Installs what a Debian 12 machine needs to build and run Cloister: packages (with the suites they come from) and
+# the helper programs that Debian does not carry. Safe to run again: what is there is left alone.
+set -euo pipefail
+here=$(cd "$(dirname "$0")/.." && pwd)
+. "$here/scripts/common.sh"
+
+as_root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo -n "$@"; fi; }
+
+# Retries a command that fails for a passing reason (a mirror that is being updated).
+retry() {
+    local try
+    for try in 1 2 3; do
+        "$@" && return 0
+        say "attempt $try of 3 failed: $*"
+        sleep 3
+    done
+    return 1
+}
+
+# apt runs one at a time; an interrupted run leaves a half-configured package that dpkg finishes.
+apt_install() {
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 -qq -y \
+        --no-install-recommends install "$@" >>"$LOG" 2>&1
+}
+
+# Adds the suites that hold newer versions, pinned so low that nothing comes from them unless asked by name.
+add_suites() {
+    local list=/etc/apt/sources.list.d/cloister.sources pin=/etc/apt/preferences.d/cloister
+    local mirror
+    mirror=$(apt-cache policy | sed -n 's/.*500 \(http[^ ]*\) .*bookworm\/main.*/\1/p' | head -n 1)
+    local want
+    want=$(printf 'Types: deb\nURIs: %s\nSuites: bookworm-backports trixie\nComponents: main\nSigned-By: %s\n' \
+        "${mirror:?no Debian bookworm mirror is configured}" /usr/share/keyrings/debian-archive-keyring.gpg)
+    [ "$(cat "$list" 2>/dev/null)" = "$want" ] && [ -e "$pin" ] && return 1
+    printf '%s\n' "$want" | as_root tee "$list" >/dev/null
+    printf 'Package: *\nPin: release n=bookworm-backports\nPin-Priority: 50\n\nPackage: *\nPin: release n=trixie\nPin-Priority: 10\n' |
+        as_root tee "$pin" >/dev/null
+}
+
+missing() { # the packages of the list that are not installed
+    local p
+    for p in "$@"; do
+        dpkg-query -W -f '${Status}' "$p" 2>/dev/null | grep -q '^install ok installed$' || printf '%s\n' "$p"
+    done
+}
+
+packages() {
+    local build=(build-essential bc bison flex libelf-dev libssl-dev libseccomp-dev libcap-ng-dev pkg-config cpio xz-utils zstd)
+    local tests=(isal e2fsprogs mmdebstrap skopeo docker-registry attr libcap2-bin)
+    local need
+    mapfile -t need < <(missing "${build[@]}" "${tests[@]}")
+    local qemu
+    qemu=$(dpkg-query -W -f '${Version}' qemu-system-x86 2>/dev/null || true)
+    if [ ${#need[@]} = 0 ] && dpkg --compare-versions "${qemu:-0}" ge 1:10.0; then
+        add_suites && as_root apt-get -qq update >>"$LOG" 2>&1
+        say "packages: all present (QEMU $qemu)"
+        return 0
+    fi
+    as_root dpkg --configure -a >>"$LOG" 2>&1 || true
+    add_suites || true
+    retry as_root apt-get -qq update >>"$LOG" 2>&1
+    if [ ${#need[@]} != 0 ]; then
+        say "packages: installing ${need[*]}"
+        retry apt_install "${need[@]}"
+    fi
+    say "packages: installing QEMU from bookworm-backports"
+    retry apt_install -t bookworm-backports qemu-system-x86 qemu-utils seabios
+}
+
+# erofs-utils 1.8.6 (the oracle and the peer) needs a newer C library than bookworm's, so it is unpacked beside it
+# and started through its own loader.
+erofs_utils() {
+    local dir=$CACHE/tools/erofs-utils-trixie
+    [ -x "$dir/bin/fsck.erofs" ] && { say "erofs-utils: present"; return 0; }
+    say "erofs-utils: unpacking trixie's"
+    local tmp
+    tmp=$(mktemp -d "$CACHE/tools/.tmp.XXXXXX")
+    (
+        cd "$tmp"
+        retry apt-get -qq download -t trixie erofs-utils:amd64 libc6:amd64 libdeflate0:amd64 liblz4-1:amd64 \
+            liblzma5:amd64 libuuid1:amd64 libselinux1:amd64 libpcre2-8-0:amd64 libzstd1:amd64 zlib1g:amd64 \
+            libfuse3-4:amd64 libxxhash0:amd64 >>"$LOG" 2>&1
+        mkdir root bin
+        for deb in *.deb; do dpkg -x "$deb" root; done
+        rm -f -- *.deb
+        for tool in mkfs.erofs fsck.erofs dump.erofs; do
+            local path
+            path=$(cd root && find . -name "$tool" -type f | head -n 1)
+            printf '#!/bin/sh\nroot=$(dirname "$(readlink -f "$0")")/../root\nlib=$root/usr/lib/x86_64-linux-gnu\nexec "$lib/ld-linux-x86-64.so.2" --library-path "$lib" "$root/%s" "$@"\n' "$path" >"bin/$tool"
+            chmod 755 "bin/$tool"
+        done
+    )
+    chmod 755 "$tmp"
+    publish "$tmp" "$dir"
+}
+
+virtiofsd() {
+    local version=1.13.2 dir
+    dir=$CACHE/tools/virtiofsd-$version
+    [ -x "$dir/bin/virtiofsd" ] && { say "virtiofsd: present ($version)"; return 0; }
+    say "virtiofsd: building $version (about two minutes)"
+    local tmp
+    tmp=$(mktemp -d "$CACHE/tools/.tmp.XXXXXX")
+    CARGO_TARGET_DIR=$tmp/target cargo install --quiet --locked --root "$tmp" --version "$version" virtiofsd >>"$LOG" 2>&1
+    rm -rf "$tmp/target"
+    chmod 755 "$tmp"
+    publish "$tmp" "$dir"
+}
+
+mkdir -p "$CACHE/tools"
+exec 9>"$CACHE/tools/.lock"
+flock 9
+rm -rf "$CACHE"/tools/.tmp.*
+packages
+erofs_utils
+virtiofsd

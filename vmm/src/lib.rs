@@ -1,0 +1,1 @@
+//! One microVM: machine, devices, hotplug, vsock transport, file sharing.

@@ -1,0 +1,1 @@
+//! A vhost-user-vsock device that never trusts its guest.
