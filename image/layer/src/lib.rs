@@ -1,0 +1,1 @@
+//! One compressed tar layer in, one EROFS file out: verified, streaming, bounded.
