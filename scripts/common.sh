@@ -11,3 +11,17 @@ publish() {
     sync -f "$1" 2>/dev/null || true
     if ! mv -T "$1" "$2" 2>/dev/null; then rm -rf "$1"; [ -e "$2" ]; fi
 }
+
+# The Debian mirror this machine already uses.
+debian_mirror() { apt-cache policy | sed -n 's/^ *500 \(http[^ ]*\) bookworm\/main.*/\1/p' | head -n 1; }
+
+# hash_inputs FILE…: 16 hex digits that change when any of the files, or a value given as =VALUE, does.
+hash_inputs() {
+    local input
+    for input in "$@"; do
+        case $input in
+        =*) printf '%s\n' "$input" ;;
+        *) sha256sum <"$input" ;;
+        esac
+    done | sha256sum | cut -c1-16
+}

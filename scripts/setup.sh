@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what a Debian 12 machine needs to build and run Cloister: packages (with the suites they come from) and
+# setup.sh [--ci]: installs what a Debian 12 machine needs to build and run Cloister: packages (with the suites they come from) and
 # the helper programs that Debian does not carry. Safe to run again: what is there is left alone.
 set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
@@ -28,7 +28,7 @@ apt_install() {
 add_suites() {
     local list=/etc/apt/sources.list.d/cloister.sources pin=/etc/apt/preferences.d/cloister
     local mirror
-    mirror=$(apt-cache policy | sed -n 's/.*500 \(http[^ ]*\) .*bookworm\/main.*/\1/p' | head -n 1)
+    mirror=$(debian_mirror)
     local want
     want=$(printf 'Types: deb\nURIs: %s\nSuites: bookworm-backports trixie\nComponents: main\nSigned-By: %s\n' \
         "${mirror:?no Debian bookworm mirror is configured}" /usr/share/keyrings/debian-archive-keyring.gpg)
@@ -95,14 +95,14 @@ erofs_utils() {
     publish "$tmp" "$dir"
 }
 
-virtiofsd() {
-    local version=1.13.2 dir
-    dir=$CACHE/tools/virtiofsd-$version
-    [ -x "$dir/bin/virtiofsd" ] && { say "virtiofsd: present ($version)"; return 0; }
-    say "virtiofsd: building $version (about two minutes)"
-    local tmp
+# A program from crates.io that Debian 12 lacks, built once: program NAME VERSION [cargo options].
+program() {
+    local name=$1 version=$2 dir=$CACHE/tools/$1-$2 tmp
+    shift 2
+    [ -x "$dir/bin/$name" ] && { say "$name: present ($version)"; return 0; }
+    say "$name: building $version (some minutes)"
     tmp=$(mktemp -d "$CACHE/tools/.tmp.XXXXXX")
-    CARGO_TARGET_DIR=$tmp/target cargo install --quiet --locked --root "$tmp" --version "$version" virtiofsd >>"$LOG" 2>&1
+    CARGO_TARGET_DIR=$tmp/target retry cargo install --quiet --locked --root "$tmp" --version "$version" "$@" "$name" >>"$LOG" 2>&1
     rm -rf "$tmp/target"
     chmod 755 "$tmp"
     publish "$tmp" "$dir"
@@ -114,4 +114,8 @@ flock 9
 rm -rf "$CACHE"/tools/.tmp.*
 packages
 erofs_utils
-virtiofsd
+program virtiofsd 1.13.2
+command -v cargo-nextest >/dev/null || program cargo-nextest 0.9.143
+case ${1:-} in
+--ci) program cargo-deny 0.20.2 --no-default-features ;;
+esac

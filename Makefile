@@ -1,0 +1,40 @@
+# The commands of the project. Each does its own set-up; slow products are cached outside the checkout.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+MAKEFLAGS += --no-print-directory
+.DEFAULT_GOAL := help
+.PHONY: help demo test bench check build guest kernel setup images
+
+GUEST := target/guest
+export CLOISTER_KERNEL := $(CURDIR)/$(GUEST)
+
+help: ## list the commands
+	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
+
+demo: build images ## import a Debian root and run commands in a microVM
+	@scripts/demo.sh
+
+test: build images ## every test, virtual machines included
+	@scripts/test.sh
+
+bench: build images ## the figures of docs/performance.md, into target/bench.json
+	@scripts/bench.sh
+
+check: setup ## format, lint, documents, dependencies and licences
+	@scripts/check.sh
+
+build: setup kernel guest ## the programs and the guest
+	cargo build --release --locked -p cloister
+
+guest: setup kernel ## kernel and initramfs of the guest, in target/guest
+	@scripts/guest.sh $(GUEST)
+
+kernel: setup ## the guest kernel, from the cache when its inputs are unchanged
+	@kernel/build.sh
+
+images: setup ## the Debian images that demo, tests and benchmarks use
+	@scripts/debian-image.sh demo >/dev/null
+	@scripts/debian-image.sh large >/dev/null
+
+setup: ## Debian packages and helper programs
+	@scripts/setup.sh
