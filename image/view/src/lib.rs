@@ -1,1 +1,7 @@
 //! What stands in layer filesystems: reading, merging, and writing them as ext4, tar or a GPT disk.
+
+mod error;
+pub mod ext4;
+
+pub use error::{Error, Result};
+pub use ext4::scratch;
