@@ -20,7 +20,8 @@ test: build images ## every test, virtual machines included
 bench: build images ## the figures of docs/performance.md, into target/bench.json
 	@scripts/bench.sh
 
-check: setup ## format, lint, documents, dependencies and licences
+check: ## format, lint, documents, dependencies and licences
+	@scripts/setup.sh --ci
 	@scripts/check.sh
 
 build: setup kernel guest ## the programs and the guest

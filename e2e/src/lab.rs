@@ -1,0 +1,93 @@
+//! One private Cloister installation per test: its own store and state, the real binary, the real guest.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use anyhow::{Context, Result, bail};
+
+/// The checkout, found from where this crate is.
+pub fn checkout() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new(".")).to_path_buf()
+}
+
+/// Where slow products are kept, by the rule of `scripts/common.sh`.
+pub fn cache() -> Result<PathBuf> {
+    if let Some(dir) = std::env::var_os("CLOISTER_CACHE") {
+        return Ok(dir.into());
+    }
+    if let Some(dir) = std::env::var_os("XDG_CACHE_HOME") {
+        return Ok(Path::new(&dir).join("cloister"));
+    }
+    let home = std::env::var_os("HOME").context("HOME is not set")?;
+    Ok(Path::new(&home).join(".cache/cloister"))
+}
+
+/// A docker-archive made by `scripts/debian-image.sh`; `kind` is `demo` or `large`.
+pub fn debian_image(kind: &str) -> Result<PathBuf> {
+    let made = Command::new(checkout().join("scripts/debian-image.sh")).arg(kind).output()?;
+    if !made.status.success() {
+        bail!("debian-image.sh {kind}: {}", String::from_utf8_lossy(&made.stderr));
+    }
+    Ok(PathBuf::from(String::from_utf8(made.stdout)?.trim()))
+}
+
+/// A helper program from the cache, for example `tool("erofs-utils-trixie", "fsck.erofs")`.
+pub fn tool(package: &str, name: &str) -> Result<PathBuf> {
+    let path = cache()?.join("tools").join(package).join("bin").join(name);
+    if !path.exists() {
+        bail!("{} is missing: run make setup", path.display());
+    }
+    Ok(path)
+}
+
+/// A store and state folder of its own, removed with everything in it when dropped.
+pub struct Lab {
+    root: tempfile::TempDir,
+}
+
+impl Lab {
+    /// An empty store under the system's temporary folder.
+    pub fn new() -> Result<Lab> {
+        Ok(Lab { root: tempfile::Builder::new().prefix("cloister-e2e-").tempdir()? })
+    }
+
+    /// A store that holds the demo image under the name `debian`.
+    pub fn with_debian() -> Result<Lab> {
+        let lab = Lab::new()?;
+        let archive = debian_image("demo")?;
+        lab.ok(&["image", "import", "debian", "-i", &archive.to_string_lossy()])?;
+        Ok(lab)
+    }
+
+    /// The folder given as `--root`.
+    pub fn root(&self) -> &Path {
+        self.root.path()
+    }
+
+    /// The `cloister` command with this lab's root and the guest that `make build` assembled.
+    pub fn cloister(&self) -> Command {
+        let top = checkout();
+        let target = std::env::var_os("CARGO_TARGET_DIR").map_or(top.join("target"), PathBuf::from);
+        let binary = std::env::var_os("CLOISTER_BIN").map_or(target.join("release/cloister"), PathBuf::from);
+        let mut command = Command::new(binary);
+        if std::env::var_os("CLOISTER_KERNEL").is_none() {
+            command.env("CLOISTER_KERNEL", target.join("guest"));
+        }
+        command.arg("--root").arg(self.root());
+        command
+    }
+
+    /// Runs the command to its end, whatever it returns.
+    pub fn run(&self, args: &[&str]) -> Result<Output> {
+        self.cloister().args(args).output().with_context(|| format!("cannot start cloister {args:?}"))
+    }
+
+    /// Runs the command, which must succeed, and returns its standard output.
+    pub fn ok(&self, args: &[&str]) -> Result<String> {
+        let output = self.run(args)?;
+        if !output.status.success() {
+            bail!("cloister {args:?}: {}\n{}", output.status, String::from_utf8_lossy(&output.stderr));
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+}
