@@ -1,1 +1,22 @@
 //! OCI reference to verified blobs to one read-only filesystem per layer to a bootable disk; the node-local store.
+//!
+//! Everything here blocks; long work runs on scoped threads that end before the call returns.
+
+pub mod config;
+pub mod error;
+pub mod import;
+mod bridge;
+mod oci;
+pub mod platform;
+pub mod progress;
+pub mod reference;
+pub mod source;
+pub mod store;
+
+pub use cloister_layer::digest::Digest;
+pub use config::ImageConfig;
+pub use error::{Error, Result};
+pub use platform::Platform;
+pub use progress::{LayerProgress, Phase, Progress, Silent};
+pub use reference::Reference;
+pub use store::{Image, ImageRecord, LayerFile, LayerRecord, Pin, PruneReport, Store, Usage};

@@ -1,0 +1,175 @@
+//! All layers of one image, several at a time.
+
+use std::fs::File;
+use std::io::Read;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use cloister_layer::digest::Digest;
+
+use super::Options;
+use super::reader::{Stop, Tap};
+use crate::error::{Error, Result};
+use crate::oci::{BlobRef, OCI_LAYER};
+use crate::progress::{LayerProgress, Phase, Progress};
+use crate::store::{BlobWriter, LayerFile, LayerRecord, Store, TempDir};
+
+/// One layer to import.
+#[derive(Debug, Clone)]
+pub(crate) struct LayerSpec {
+    pub(crate) diff_id: Digest,
+    /// The blob, when the source says what it is; else its digest is whatever it has, and only the diff ID counts.
+    pub(crate) blob: Option<BlobRef>,
+    /// Bytes of the blob.
+    pub(crate) size: Option<u64>,
+    /// The source's own name for it, for messages and for [`LayerSource::layer`].
+    pub(crate) name: String,
+}
+
+/// A place layer blobs can be read from.
+pub(crate) trait LayerSource: Sync {
+    /// Opens a layer blob from its start. Called once for each layer that is not in the store, from several threads.
+    fn layer<'a>(&'a self, layer: &LayerSpec, stop: &'a Stop, progress: &'a dyn Progress) -> Result<Box<dyn Read + Send + 'a>>;
+
+    /// Layers worth reading at the same time even on one processor: more than one where reading means waiting.
+    fn min_parallel(&self) -> usize {
+        1
+    }
+}
+
+/// A layer in the store, locked against pruning.
+#[derive(Debug)]
+pub(crate) struct Imported {
+    pub(crate) record: LayerRecord,
+    _layer: LayerFile,
+    _blob: Option<File>,
+}
+
+/// Imports all layers; the result is in the order of `specs`. After the first error the others stop.
+pub(super) fn import_all(
+    store: &Store,
+    temp: &TempDir,
+    source: &dyn LayerSource,
+    specs: &[LayerSpec],
+    options: &Options,
+    progress: &dyn Progress,
+) -> Result<Vec<Imported>> {
+    // Largest first, so that no long layer starts when everything else is done.
+    let mut order: Vec<usize> = (0..specs.len()).collect();
+    order.sort_by_key(|i| std::cmp::Reverse(specs[*i].size.unwrap_or(u64::MAX)));
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = options.threads.unwrap_or_else(|| cores.max(source.min_parallel())).clamp(1, specs.len().max(1));
+    let job = Job { store, temp, source, options, progress, stop: Stop::default() };
+    let next = AtomicUsize::new(0);
+    let done: Mutex<Vec<Option<Imported>>> = Mutex::new(specs.iter().map(|_| None).collect());
+    // The first failure is the cause; the others merely stopped because of it.
+    let failure: Mutex<Option<Error>> = Mutex::new(None);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                while let Some(&index) = order.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    if job.stop.is_set() {
+                        return;
+                    }
+                    match job.layer(index, &specs[index]) {
+                        Ok(layer) => lock(&done)[index] = Some(layer),
+                        Err(error) => {
+                            lock(&failure).get_or_insert(error);
+                            job.stop.set();
+                        }
+                    }
+                }
+            });
+        }
+    });
+    match lock(&failure).take() {
+        Some(error) => Err(error),
+        None => Ok(std::mem::take(&mut *lock(&done)).into_iter().flatten().collect()),
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic elsewhere ends the import anyway when its scope is left.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+struct Job<'a> {
+    store: &'a Store,
+    temp: &'a TempDir,
+    source: &'a dyn LayerSource,
+    options: &'a Options,
+    progress: &'a dyn Progress,
+    stop: Stop,
+}
+
+impl Job<'_> {
+    fn layer(&self, index: usize, spec: &LayerSpec) -> Result<Imported> {
+        let id = &spec.diff_id.hex()[..12];
+        let report = |phase, done| {
+            self.progress.layer(&LayerProgress { id, index, total: spec.size, done, phase });
+        };
+        if let Some(layer) = self.store.open_layer(&spec.diff_id)? {
+            report(Phase::Exists, 0);
+            return imported(spec, layer, None);
+        }
+        report(Phase::Waiting, 0);
+        let _lock = self.store.layer_lock(&spec.diff_id)?;
+        // Whoever had the lock before us may have made the very layer we need.
+        if let Some(layer) = self.store.open_layer(&spec.diff_id)? {
+            report(Phase::Exists, 0);
+            return imported(spec, layer, None);
+        }
+        report(Phase::Converting, 0);
+        let (layer, blob) = self.convert(index, id, spec)?;
+        report(Phase::Done, spec.size.unwrap_or(0));
+        imported(spec, layer, blob)
+    }
+
+    /// Reads the blob once: into the converter and, when it is to be kept, into a file beside it.
+    fn convert(&self, index: usize, id: &str, spec: &LayerSpec) -> Result<(LayerFile, Option<File>)> {
+        let (out, out_path) = self.temp.file(&format!("layer-{index}"))?;
+        let keep = self.store.keeps_blobs() && spec.blob.as_ref().is_some_and(|blob| blob.digest != spec.diff_id);
+        let mut copy = if keep { Some(BlobWriter::new(self.temp, &format!("layer-blob-{index}"))?) } else { None };
+        let tap = Tap {
+            inner: self.source.layer(spec, &self.stop, self.progress)?,
+            copy: copy.as_mut().map(|copy| copy as &mut (dyn std::io::Write + Send)),
+            stop: &self.stop,
+            progress: self.progress,
+            id,
+            index,
+            total: spec.size,
+            done: 0,
+            reported: None,
+        };
+        let expected = crate::bridge::Expected {
+            digest: spec.blob.as_ref().map(|blob| blob.digest),
+            size: spec.blob.as_ref().map(|blob| blob.size),
+            diff_id: spec.diff_id,
+        };
+        crate::bridge::convert(tap, &expected, &out, &self.options.limits.layer)
+            .map_err(|source| Error::Layer { layer: spec.name.clone(), source })?;
+        // Both wait for the disk; together they wait once.
+        std::thread::scope(|scope| {
+            let blob = match (copy, &spec.blob) {
+                (Some(copy), Some(blob)) => Some(scope.spawn(|| copy.publish(self.store, &blob.digest))),
+                _ => None,
+            };
+            let layer = self.store.publish_layer(out, &out_path, &spec.diff_id)?;
+            let blob = match blob.map(std::thread::ScopedJoinHandle::join) {
+                None => None,
+                Some(Ok(published)) => Some(published?),
+                Some(Err(panic)) => std::panic::resume_unwind(panic),
+            };
+            Ok((layer, blob))
+        })
+    }
+}
+
+fn imported(spec: &LayerSpec, layer: LayerFile, blob: Option<File>) -> Result<Imported> {
+    let (digest, blob_size, media_type) = match &spec.blob {
+        Some(blob) => (blob.digest, blob.size, blob.media_type.clone()),
+        None => (spec.diff_id, layer.tar_size()?, OCI_LAYER.to_owned()),
+    };
+    let record = LayerRecord { diff_id: spec.diff_id, blob: digest, blob_size, media_type, size: layer.size };
+    Ok(Imported { record, _layer: layer, _blob: blob })
+}

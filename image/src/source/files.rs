@@ -1,0 +1,74 @@
+//! A set of named files, wherever they are: a folder, or a tar archive.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use crate::error::{Error, Result};
+
+/// Part of a file, read from its start without moving anyone's position.
+#[derive(Debug, Clone)]
+pub(crate) struct Section {
+    file: Arc<File>,
+    offset: u64,
+    left: u64,
+}
+
+impl Section {
+    pub(crate) fn new(file: Arc<File>, offset: u64, len: u64) -> Self {
+        Self { file, offset, left: len }
+    }
+
+    /// Bytes not read yet.
+    pub(crate) fn len(&self) -> u64 {
+        self.left
+    }
+
+    /// The first bytes, without moving on.
+    pub(crate) fn peek<const N: usize>(&self) -> io::Result<[u8; N]> {
+        let mut out = [0; N];
+        let n = usize::try_from(self.left).map_or(N, |left| left.min(N));
+        self.file.read_exact_at(&mut out[..n], self.offset)?;
+        Ok(out)
+    }
+}
+
+impl Read for Section {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let want = usize::try_from(self.left).map_or(buffer.len(), |left| left.min(buffer.len()));
+        let n = self.file.read_at(&mut buffer[..want], self.offset)?;
+        if n == 0 && want > 0 {
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the file became shorter while it was read"));
+        }
+        self.offset += n as u64;
+        self.left -= n as u64;
+        Ok(n)
+    }
+}
+
+/// Regular files by relative path, such as `blobs/sha256/…`.
+pub(crate) trait Files: Sync {
+    /// `None` when there is no such file. Links never lead out of the set.
+    fn open(&self, path: &str) -> Result<Option<Section>>;
+
+    /// What to call the set in messages.
+    fn name(&self) -> &str;
+
+    /// A file that must be there.
+    fn require(&self, path: &str) -> Result<Section> {
+        self.open(path)?.ok_or_else(|| Error::invalid(self.name(), format!("there is no {}", crate::oci::short(path))))
+    }
+
+    /// Reads a small file whole.
+    fn read(&self, path: &str, limit: u64) -> Result<Vec<u8>> {
+        let mut section = self.require(path)?;
+        let subject = || format!("{}: {}", self.name(), crate::oci::short(path));
+        if section.len() > limit {
+            return Err(Error::Limit { subject: subject(), got: section.len(), limit, unit: "bytes" });
+        }
+        let mut content = Vec::with_capacity(usize::try_from(section.len()).unwrap_or(0));
+        section.read_to_end(&mut content).map_err(|error| Error::invalid(subject(), error.to_string()))?;
+        Ok(content)
+    }
+}

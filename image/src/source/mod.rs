@@ -1,0 +1,11 @@
+//! Where images come from.
+
+pub mod archive;
+mod docker;
+mod files;
+mod folder;
+mod layout;
+mod spool;
+mod tarfile;
+
+pub use archive::{Input, Request};
