@@ -22,11 +22,6 @@ impl Buffer {
         Self { ring: Box::default(), head: 0, len: 0, limit }
     }
 
-    /// Bytes held.
-    pub(crate) fn len(&self) -> usize {
-        self.len
-    }
-
     /// Whether nothing is held.
     pub(crate) fn is_empty(&self) -> bool {
         self.len == 0

@@ -20,6 +20,8 @@ mod conn;
 mod device;
 mod dial;
 mod error;
+#[cfg(any(test, feature = "harness"))]
+pub mod harness;
 mod header;
 mod hybrid;
 mod metrics;
@@ -27,6 +29,8 @@ mod mux;
 mod ring;
 mod scatter;
 mod table;
+#[cfg(test)]
+mod tests;
 mod token;
 mod worker;
 
