@@ -123,7 +123,10 @@ fn unsupported<T>() -> Result<T> {
 
 impl VhostUserBackendReqHandlerMut for Backend {
     fn set_owner(&mut self) -> Result<()> {
-        Ok(())
+        // Sent when the device is plugged. After an unplug QEMU does not take back the memory it gave for the one before.
+        self.memory = GuestMemoryMmap::new();
+        self.mappings.clear();
+        self.reset_device()
     }
 
     fn reset_owner(&mut self) -> Result<()> {

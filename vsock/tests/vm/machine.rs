@@ -1,15 +1,13 @@
 //! A VM under software emulation with our device in it.
 
 use std::io::{BufRead, BufReader, Write};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
-
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
 use cloister_vsock::{Config, Device, DialError};
 
@@ -53,7 +51,8 @@ impl Machine {
             .args(["-nodefaults", "-no-user-config", "-nographic"])
             .args(["-append", "console=ttyS0 quiet panic=-1 reboot=t"])
             .args(["-chardev", &format!("socket,id=vsock0,fd={}", fd.as_raw_fd())])
-            .args(["-device", "vhost-user-vsock-pci,chardev=vsock0,id=vsock0"])
+            .args(["-device", "pcie-root-port,id=port0,slot=1", "-device"])
+            .arg("vhost-user-vsock-pci,chardev=vsock0,id=vsock0,bus=port0")
             .args(["-qmp", &format!("unix:{},server=on,wait=off", qmp.display())])
             .args(["-serial", &format!("file:{}", dir.path().join("console").display())])
             .arg("-kernel")
@@ -122,18 +121,6 @@ impl Machine {
     pub fn qmp(&mut self, command: &str, arguments: &str) {
         let line = format!("{{\"execute\":\"{command}\",\"arguments\":{arguments}}}\n");
         self.qmp.get_mut().write_all(line.as_bytes()).unwrap();
-        self.read_qmp("\"return\"");
-    }
-
-    /// As [`qmp`](Self::qmp), with a descriptor attached.
-    pub fn qmp_with_descriptor(&mut self, command: &str, arguments: &str, fd: &OwnedFd) {
-        let line = format!("{{\"execute\":\"{command}\",\"arguments\":{arguments}}}\n");
-        let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut control = SendAncillaryBuffer::new(&mut space);
-        let fds = [fd.as_fd()];
-        assert!(control.push(SendAncillaryMessage::ScmRights(&fds)));
-        let data = [std::io::IoSlice::new(line.as_bytes())];
-        sendmsg(self.qmp.get_ref(), &data, &mut control, SendFlags::empty()).unwrap();
         self.read_qmp("\"return\"");
     }
 

@@ -30,6 +30,7 @@ pub const ECHO_PORT: u32 = 5000;
 /// See [`port::TALK_THEN_READ`].
 pub const REPORT_PORT: u32 = 5001;
 /// Nobody listens here.
+#[allow(dead_code, reason = "used by the guest only")]
 pub const NOBODY_PORT: u32 = 5002;
 
 /// Size of a block, in bytes: one `write`.
