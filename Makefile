@@ -31,7 +31,7 @@ guest: setup kernel ## kernel and initramfs of the guest, in target/guest
 	@scripts/guest.sh $(GUEST)
 
 kernel: setup ## the guest kernel, from the cache when its inputs are unchanged
-	@kernel/build.sh
+	@kernel/build.sh >/dev/null
 
 images: setup ## the Debian images that demo, tests and benchmarks use
 	@scripts/debian-image.sh demo >/dev/null

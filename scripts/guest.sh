@@ -13,5 +13,5 @@ RUSTFLAGS='-C target-feature=+crt-static -C relocation-model=static' \
 kernel=$(kernel/build.sh --print-dir)
 mkdir -p "$out"
 cp -f --reflink=auto "$kernel"/{vmlinux,config,kernel.json} "$out/"
-kernel/initramfs.sh "${CARGO_TARGET_DIR:-target}/$target/guest/cloister-agent" "$out/initramfs"
+kernel/initramfs.sh "${CARGO_TARGET_DIR:-target}/$target/guest/cloister-agent" -o "$out/initramfs"
 say "guest: $(du -ch "$out/vmlinux" "$out/initramfs" | tail -n 1 | cut -f1) in $out"
