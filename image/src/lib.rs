@@ -5,7 +5,6 @@
 pub mod config;
 pub mod error;
 pub mod import;
-mod bridge;
 mod oci;
 pub mod platform;
 pub mod progress;

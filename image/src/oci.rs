@@ -296,7 +296,7 @@ impl Document {
     }
 }
 
-fn is_document(media_type: &str) -> bool {
+pub(crate) fn is_document(media_type: &str) -> bool {
     matches!(media_type, OCI_INDEX | DOCKER_INDEX | OCI_MANIFEST | DOCKER_MANIFEST)
 }
 

@@ -141,12 +141,13 @@ impl Job<'_> {
             done: 0,
             reported: None,
         };
-        let expected = crate::bridge::Expected {
+        let expected = cloister_layer::Expected {
             digest: spec.blob.as_ref().map(|blob| blob.digest),
             size: spec.blob.as_ref().map(|blob| blob.size),
-            diff_id: spec.diff_id,
+            diff_id: Some(spec.diff_id),
         };
-        crate::bridge::convert(tap, &expected, &out, &self.options.limits.layer)
+        // The tap reports progress; it also knows the source's bytes when nothing is converted yet.
+        cloister_layer::convert(tap, &expected, &out, &self.options.limits.layer, &|_| {})
             .map_err(|source| Error::Layer { layer: spec.name.clone(), source })?;
         // Both wait for the disk; together they wait once.
         std::thread::scope(|scope| {
@@ -168,7 +169,7 @@ impl Job<'_> {
 fn imported(spec: &LayerSpec, layer: LayerFile, blob: Option<File>) -> Result<Imported> {
     let (digest, blob_size, media_type) = match &spec.blob {
         Some(blob) => (blob.digest, blob.size, blob.media_type.clone()),
-        None => (spec.diff_id, layer.tar_size()?, OCI_LAYER.to_owned()),
+        None => (spec.diff_id, layer.tar()?.len, OCI_LAYER.to_owned()),
     };
     let record = LayerRecord { diff_id: spec.diff_id, blob: digest, blob_size, media_type, size: layer.size };
     Ok(Imported { record, _layer: layer, _blob: blob })

@@ -24,14 +24,6 @@ impl Section {
     pub(crate) fn len(&self) -> u64 {
         self.left
     }
-
-    /// The first bytes, without moving on.
-    pub(crate) fn peek<const N: usize>(&self) -> io::Result<[u8; N]> {
-        let mut out = [0; N];
-        let n = usize::try_from(self.left).map_or(N, |left| left.min(N));
-        self.file.read_exact_at(&mut out[..n], self.offset)?;
-        Ok(out)
-    }
 }
 
 impl Read for Section {

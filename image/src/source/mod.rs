@@ -5,6 +5,7 @@ mod docker;
 mod files;
 mod folder;
 mod layout;
+pub mod registry;
 mod spool;
 mod tarfile;
 

@@ -1,18 +1,14 @@
 //! Layer file systems by diff ID.
 
 use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use cloister_layer::digest::Digest;
+use cloister_layer::erofs::TarRange;
 
 use super::blob::open_pinned;
 use super::{LOCK_WAIT, Store, lock, publish};
-use crate::error::{IoContext, Result};
-
-/// Where an EROFS superblock starts, and its magic number (`fs/erofs/erofs_fs.h`).
-const SUPERBLOCK: u64 = 1024;
-const MAGIC: [u8; 4] = 0xE0F5_E1E2_u32.to_le_bytes();
+use crate::error::{Error, IoContext, Result};
 
 /// One layer's file system, open and locked against removal for as long as this value lives.
 ///
@@ -30,9 +26,12 @@ pub struct LayerFile {
 }
 
 impl LayerFile {
-    /// Bytes of the uncompressed tar the layer was made from.
-    pub fn tar_size(&self) -> Result<u64> {
-        Ok(0)
+    /// Where in the file the uncompressed tar is that the layer was made from, byte for byte.
+    pub fn tar(&self) -> Result<TarRange> {
+        cloister_layer::erofs::tar_range(&self.file).at("read", &self.path)?.ok_or_else(|| Error::Damaged {
+            path: self.path.clone(),
+            why: "the file does not say where its tar is; remove it and import the image again".to_owned(),
+        })
     }
 }
 
@@ -42,7 +41,7 @@ impl Store {
         let path = self.layer_path(diff_id);
         let Some(file) = open_pinned(&path)? else { return Ok(None) };
         let size = file.metadata().at("read", &path)?.len();
-        if !looks_whole(&file) {
+        if !cloister_layer::erofs::tar_range(&file).at("read", &path)?.is_some_and(|tar| tar.diff_id == *diff_id) {
             // Never written by us: a damaged disk. As good as absent, and replaced by the next import.
             tracing::warn!(path = %path.display(), "not a layer file system; ignored");
             return Ok(None);
@@ -59,9 +58,4 @@ impl Store {
         let size = file.metadata().at("read", &path)?.len();
         Ok(LayerFile { diff_id: *diff_id, path, file, size })
     }
-}
-
-fn looks_whole(file: &File) -> bool {
-    let mut magic = [0; 4];
-    file.read_exact_at(&mut magic, SUPERBLOCK).is_ok() && magic == MAGIC
 }

@@ -45,6 +45,9 @@ pub use record::{ImageRecord, LayerRecord};
 pub(crate) use lock::NamedLock;
 pub(crate) use temp::TempDir;
 
+/// Version of what the converter writes. A change of its output for the same tar needs a new one: files of other versions
+/// are never used, and pruned.
+const LAYER_FORMAT: u32 = 1;
 /// How long a short critical section of another process may take before we give up.
 const LOCK_WAIT: Duration = Duration::from_secs(30);
 /// How long another process may convert one layer before we give up waiting for it.
@@ -118,7 +121,7 @@ impl Store {
 
     /// The folder of layer file systems of this converter's output version.
     fn layer_dir(&self) -> PathBuf {
-        self.root.join(format!("layers/v{}", crate::bridge::FORMAT_VERSION))
+        self.root.join(format!("layers/v{}", LAYER_FORMAT))
     }
 
     fn tmp_dir(&self) -> PathBuf {

@@ -1,0 +1,232 @@
+//! One HTTP exchange: TLS, time limits, redirects. Retries and credentials are the callers'.
+
+use std::io::Read;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ureq::http::{Response, Uri};
+use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig};
+use ureq::{Agent, Body};
+
+use crate::error::{Error, IoContext, Result};
+
+/// Redirects followed for one request.
+const MAX_REDIRECTS: usize = 5;
+/// Longest bundle of certificates, in bytes.
+const MAX_BUNDLE: u64 = 16 << 20;
+/// Where distributions keep the certificates they trust.
+const BUNDLES: [&str; 4] = [
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+];
+
+/// How long the network may take.
+#[derive(Debug, Clone, Copy)]
+pub struct Timeouts {
+    /// Until a connection stands, TLS included.
+    pub connect: Duration,
+    /// Until the answer's header is there, and between two reads of its body.
+    pub read: Duration,
+    /// A body must bring [`Timeouts::min_bytes`] in this time.
+    pub window: Duration,
+    /// See [`Timeouts::window`].
+    pub min_bytes: u64,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(20),
+            read: Duration::from_secs(30),
+            window: Duration::from_secs(60),
+            min_bytes: 64 << 10,
+        }
+    }
+}
+
+/// Why an exchange failed.
+#[derive(Debug)]
+pub(super) struct Failure {
+    pub(super) why: String,
+    /// Worth another try.
+    pub(super) transient: bool,
+}
+
+/// A connection pool with our rules.
+#[derive(Debug)]
+pub(super) struct Http {
+    agent: Agent,
+    plain_http: bool,
+}
+
+/// One request, GET unless there is a form to post.
+#[derive(Debug, Default)]
+pub(super) struct Request<'a> {
+    pub(super) url: &'a str,
+    pub(super) accept: Option<&'a str>,
+    /// Sent to the URL's own origin only, never to where it redirects.
+    pub(super) authorization: Option<&'a str>,
+    /// First byte wanted.
+    pub(super) from: u64,
+    pub(super) form: Option<&'a str>,
+}
+
+impl Http {
+    pub(super) fn new(ca_cert: Option<&Path>, plain_http: bool, timeouts: &Timeouts) -> Result<Self> {
+        let mut roots = system_roots()?;
+        if let Some(path) = ca_cert {
+            let own = read_bundle(path)?;
+            if own.is_empty() {
+                return Err(Error::invalid(path.display().to_string(), "no certificate in it"));
+            }
+            roots.extend(own);
+        }
+        let tls = TlsConfig::builder()
+            .root_certs(RootCerts::Specific(Arc::new(roots)))
+            .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .build();
+        let config = Agent::config_builder()
+            .tls_config(tls)
+            .http_status_as_error(false)
+            // Redirects are followed below, with our own rules for credentials.
+            .max_redirects(0)
+            .user_agent(concat!("cloister/", env!("CARGO_PKG_VERSION")))
+            .timeout_resolve(Some(timeouts.connect))
+            .timeout_connect(Some(timeouts.connect))
+            .timeout_send_request(Some(timeouts.read))
+            .timeout_recv_response(Some(timeouts.read))
+            .timeout_per_read(Some(timeouts.read))
+            .timeout_per_write(Some(timeouts.read))
+            .max_response_header_size(64 << 10)
+            .build();
+        Ok(Self { agent: config.new_agent(), plain_http })
+    }
+
+    /// Performs a request and follows redirects.
+    pub(super) fn send(&self, request: &Request<'_>) -> Result<Response<Body>, Failure> {
+        let fatal = |why: String| Failure { why, transient: false };
+        let mut url: Uri = request.url.parse().map_err(|error| fatal(format!("bad URL {}: {error}", request.url)))?;
+        let origin = origin(&url);
+        for _ in 0..=MAX_REDIRECTS {
+            let scheme = url.scheme_str().unwrap_or_default();
+            if scheme != "https" && !(scheme == "http" && (self.plain_http || request.url.starts_with("http://"))) {
+                return Err(fatal(format!("refusing {url}: not HTTPS, and plain HTTP was not asked for")));
+            }
+            // A credential goes where the user's configuration says it belongs and nowhere else.
+            let authorization = request.authorization.filter(|_| self::origin(&url) == origin);
+            let response = match request.form {
+                Some(form) => {
+                    let call = self.agent.post(&url).header("content-type", "application/x-www-form-urlencoded");
+                    call.send(form)
+                }
+                None => {
+                    let mut call = self.agent.get(&url);
+                    if let Some(accept) = request.accept {
+                        call = call.header("accept", accept);
+                    }
+                    if let Some(authorization) = authorization {
+                        call = call.header("authorization", authorization);
+                    }
+                    if request.from > 0 {
+                        call = call.header("range", format!("bytes={}-", request.from));
+                    }
+                    call.call()
+                }
+            };
+            let response = response.map_err(|error| Failure::of(&error))?;
+            if !matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308) || request.form.is_some() {
+                return Ok(response);
+            }
+            let target = response.headers().get("location").and_then(|value| value.to_str().ok()).unwrap_or_default();
+            url = join(&url, target).ok_or_else(|| fatal(format!("redirected from {url} to no usable place")))?;
+        }
+        Err(fatal(format!("more than {MAX_REDIRECTS} redirects from {}", request.url)))
+    }
+}
+
+impl Failure {
+    fn of(error: &ureq::Error) -> Self {
+        let transient = match error {
+            // A certificate does not get better by trying again.
+            ureq::Error::Io(error) => !error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>()),
+            ureq::Error::Timeout(_) | ureq::Error::HostNotFound | ureq::Error::ConnectionFailed | ureq::Error::Protocol(_) => true,
+            _ => false,
+        };
+        Self { why: crate::oci::short(&error.to_string()), transient }
+    }
+}
+
+/// Scheme, host and port: what credentials belong to.
+fn origin(url: &Uri) -> (Option<String>, Option<String>, Option<u16>) {
+    let scheme = url.scheme_str().map(str::to_lowercase);
+    let default = if scheme.as_deref() == Some("http") { 80 } else { 443 };
+    (scheme, url.host().map(str::to_lowercase), Some(url.port_u16().unwrap_or(default)))
+}
+
+/// Where a `Location` leads: an absolute URL, or a path on the same host.
+fn join(base: &Uri, target: &str) -> Option<Uri> {
+    let target = target.split('#').next()?;
+    if target.contains("://") {
+        return target.parse().ok();
+    }
+    if let Some(rest) = target.strip_prefix("//") {
+        return format!("{}://{rest}", base.scheme_str()?).parse().ok();
+    }
+    let authority = base.authority()?;
+    if target.starts_with('/') {
+        return format!("{}://{authority}{target}", base.scheme_str()?).parse().ok();
+    }
+    None
+}
+
+fn system_roots() -> Result<Vec<Certificate<'static>>> {
+    if let Some(path) = std::env::var_os("SSL_CERT_FILE").filter(|path| !path.is_empty()) {
+        return read_bundle(Path::new(&path));
+    }
+    for path in BUNDLES {
+        let path = Path::new(path);
+        if path.exists() {
+            return read_bundle(path);
+        }
+    }
+    Ok(Vec::new())
+}
+
+fn read_bundle(path: &Path) -> Result<Vec<Certificate<'static>>> {
+    let mut pem = Vec::new();
+    std::fs::File::open(path).and_then(|file| file.take(MAX_BUNDLE).read_to_end(&mut pem)).at("read", path)?;
+    ureq::tls::parse_pem(&pem)
+        .filter_map(|item| match item {
+            Ok(PemItem::Certificate(certificate)) => Some(Ok(certificate)),
+            Ok(_) => None,
+            Err(error) => Some(Err(Error::invalid(path.display().to_string(), format!("bad certificate: {error}")))),
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn redirects_resolve_against_the_request() {
+        let base: Uri = "https://reg:5000/v2/a/blobs/x".parse().unwrap();
+        let to = |target| join(&base, target).map(|url| url.to_string());
+        assert_eq!(to("https://cdn/x?y#z").as_deref(), Some("https://cdn/x?y"));
+        assert_eq!(to("/other?q=1").as_deref(), Some("https://reg:5000/other?q=1"));
+        assert_eq!(to("//cdn/x").as_deref(), Some("https://cdn/x"));
+        assert_eq!(to(""), None);
+        assert_eq!(to("relative"), None);
+    }
+
+    #[test]
+    fn origins_compare_with_default_ports() {
+        let of = |url: &str| origin(&url.parse().unwrap());
+        assert_eq!(of("https://Reg/x"), of("https://reg:443/y"));
+        assert_ne!(of("https://reg/x"), of("http://reg/x"));
+        assert_ne!(of("https://reg/x"), of("https://reg.evil/x"));
+    }
+}
