@@ -1,10 +1,16 @@
 //! One compressed tar layer in, one EROFS file out: verified, streaming, bounded.
 
+mod apply;
+mod convert;
 pub mod digest;
 pub mod erofs;
 pub mod error;
+pub mod inflate;
 pub mod limits;
+mod pipeline;
+pub mod tar;
 
+pub use convert::{Compression, Converted, Expected, convert};
 pub use digest::Digest;
 pub use error::{Error, Reason};
 pub use limits::Limits;
