@@ -17,7 +17,7 @@ use crate::config::{Config, Limits};
 use crate::dial::Waiter;
 use crate::error::DialError;
 use crate::header::{HEADER_LEN, HOST_CID, Header, TYPE_STREAM, op};
-use crate::metrics::{Counters, Metrics};
+use crate::metrics::Counters;
 use crate::mux::Mux;
 use crate::ring::Ring;
 use crate::token::Token;
@@ -104,7 +104,7 @@ pub(crate) struct Guest {
     pub(crate) mem: GuestMemoryMmap,
     pub(crate) mux: Mux,
     epoll: Arc<std::os::fd::OwnedFd>,
-    counters: Arc<Counters>,
+    pub(crate) counters: Arc<Counters>,
     tx: Driver,
     rx: Driver,
     tx_ring: Ring,
@@ -143,10 +143,6 @@ impl Guest {
             posted: false,
             limits: config.limits,
         }
-    }
-
-    pub(crate) fn metrics(&self) -> Metrics {
-        self.counters.read()
     }
 
     /// Lets the device see what its sockets have to say.
@@ -199,11 +195,6 @@ impl Guest {
         self.send_raw(&chain, 0);
     }
 
-    /// Sends a packet in the usual two descriptors.
-    pub(crate) fn send(&mut self, header: &Header, payload: &[u8]) {
-        self.send_cut(header, payload, &[HEADER_LEN]);
-    }
-
     /// Receives one packet into a chain of fragments of the given sizes.
     pub(crate) fn receive_into(&mut self, sizes: &[u32]) -> Option<(Header, Vec<u8>)> {
         self.poll();
@@ -227,11 +218,6 @@ impl Guest {
         self.mem.read_slice(&mut packet, GuestAddress(RX_DATA)).ok()?;
         let (header, payload) = packet.split_at_checked(HEADER_LEN)?;
         Some((Header::decode(header.try_into().ok()?), payload.to_vec()))
-    }
-
-    /// Receives one packet into a buffer as Linux offers them.
-    pub(crate) fn receive(&mut self) -> Option<(Header, Vec<u8>)> {
-        self.receive_into(&[4096])
     }
 
     /// Starts a connection from the host.
@@ -262,6 +248,7 @@ impl Guest {
         let (held, connections) = (self.mux.held(), self.mux.connections());
         assert!(held <= self.limits.total_buffer, "{held} bytes held");
         assert!(connections <= self.limits.connections, "{connections} connections");
+        assert_eq!(self.counters.connections.get(), connections as u64);
     }
 }
 

@@ -7,7 +7,24 @@ use std::os::unix::net::UnixStream;
 
 use crate::config::{Config, Limits};
 use crate::harness::{Guest, header};
-use crate::header::{Header, op};
+use crate::header::{HEADER_LEN, Header, op};
+use crate::metrics::Metrics;
+
+impl Guest {
+    fn metrics(&self) -> Metrics {
+        self.counters.read()
+    }
+
+    /// Sends a packet in the usual two descriptors.
+    fn send(&mut self, header: &Header, payload: &[u8]) {
+        self.send_cut(header, payload, &[HEADER_LEN]);
+    }
+
+    /// Receives one packet into a buffer as Linux offers them.
+    fn receive(&mut self) -> Option<(Header, Vec<u8>)> {
+        self.receive_into(&[4096])
+    }
+}
 
 fn guest() -> Guest {
     Guest::new(Config::default())
