@@ -53,7 +53,7 @@ pub struct VmConfig {
     pub kernel: PathBuf,
     /// The initramfs, with the agent as `/init`.
     pub initrd: Option<PathBuf>,
-    /// Appended to the driver's own kernel command line ([`BASE_CMDLINE`]).
+    /// The kernel command line, [`DEFAULT_CMDLINE`] unless the kernel says otherwise.
     pub cmdline: String,
     /// Memory at boot, in bytes.
     pub memory: u64,
@@ -73,8 +73,10 @@ pub struct VmConfig {
     pub restore: Option<PathBuf>,
 }
 
-/// Kernel command line every VM gets: console on the serial port, a panic ends the VM at once.
-pub const BASE_CMDLINE: &str = "console=ttyS0 quiet panic=-1 reboot=t";
+/// Kernel command line of a VM: console on the serial port, a panic ends the VM at once, no calibration of clocks that
+/// the hypervisor keeps right.
+pub const DEFAULT_CMDLINE: &str =
+    "console=ttyS0 quiet panic=-1 reboot=t no_timer_check tsc=reliable rcupdate.rcu_expedited=1";
 
 impl VmConfig {
     /// A VM of 256 MiB that can grow to 4 GiB, 1 processor that can become 4, 16 ports.
@@ -84,7 +86,7 @@ impl VmConfig {
             run_dir,
             kernel,
             initrd,
-            cmdline: String::new(),
+            cmdline: DEFAULT_CMDLINE.into(),
             memory: 256 * MIB,
             max_memory: 4096 * MIB,
             cpus: 1,

@@ -66,6 +66,14 @@ pub enum Error {
     /// Every pre-created hot-plug port carries a device.
     #[error("no free hot-plug port: all {0} carry a device")]
     NoPort(usize),
+    /// No connection to a port of the guest.
+    #[error("cannot reach port {port} of the guest: {source}")]
+    Dial {
+        /// The vsock port.
+        port: u32,
+        /// Refused, timed out, or the VM is gone.
+        source: io::Error,
+    },
     /// The caller asked for something impossible.
     #[error("{what}: {why}")]
     Invalid {

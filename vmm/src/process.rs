@@ -10,7 +10,6 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, OnceLock, mpsc};
-use std::time::Duration;
 
 use rustix::process::{
     Pid, PidfdFlags, Resource, Rlimit, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
@@ -220,28 +219,33 @@ impl Process {
         let _ = pidfd_send_signal(&*self.pidfd, Signal::KILL);
     }
 
-    /// Waits for the end of the process.
-    pub async fn wait(&self) -> ExitStatus {
-        let mut exit = self.exit.clone();
-        match exit.wait_for(Option::is_some).await {
-            Ok(status) => status.unwrap_or_else(|| ExitStatus::from_raw(libc::SIGKILL)),
+    /// A handle that tells how the process ended, and does not keep it alive.
+    pub fn exited(&self) -> Exited {
+        Exited { exit: self.exit.clone(), stderr: self.stderr.clone() }
+    }
+}
+
+/// The end of a [`Process`].
+#[derive(Debug, Clone)]
+pub(crate) struct Exited {
+    exit: watch::Receiver<Option<ExitStatus>>,
+    stderr: Arc<Mutex<Vec<u8>>>,
+}
+
+impl Exited {
+    /// Waits for the end and says in one line how it came: code or signal, and the last words if there are any.
+    pub async fn wait(&mut self) -> String {
+        let status = match self.exit.wait_for(Option::is_some).await {
+            Ok(status) => *status,
             // The runtime that watched is gone.
-            Err(_) => ExitStatus::from_raw(libc::SIGKILL),
-        }
-    }
-
-    /// Waits at most `limit`; `None` when the process still runs.
-    pub async fn wait_for(&self, limit: Duration) -> Option<ExitStatus> {
-        tokio::time::timeout(limit, self.wait()).await.ok()
-    }
-
-    /// How the process ended, in one line: its last words if it had any, otherwise code or signal.
-    pub fn describe(&self, status: ExitStatus) -> String {
-        let words = self.stderr.lock().map(|tail| last_words(&tail)).unwrap_or_default();
-        let end = match (status.code(), status.signal()) {
-            (Some(code), _) => format!("exit code {code}"),
-            (None, signal) => format!("signal {}", signal.unwrap_or(0)),
+            Err(_) => None,
         };
+        let end = match status.map(|s| (s.code(), s.signal())) {
+            Some((Some(code), _)) => format!("exit code {code}"),
+            Some((None, Some(signal))) => format!("signal {signal}"),
+            _ => "unknown status".into(),
+        };
+        let words = self.stderr.lock().map(|tail| last_words(&tail)).unwrap_or_default();
         if words.is_empty() { end } else { format!("{end}: {words}") }
     }
 }
@@ -264,6 +268,8 @@ fn last_words(tail: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn shell(script: &str) -> Launch {
@@ -288,8 +294,7 @@ mod tests {
     #[tokio::test]
     async fn the_last_words_and_the_code_are_reported() {
         let process = shell("echo one >&2; printf 'two\\033[31m\\n' >&2; exit 3").start().await.unwrap();
-        let status = process.wait().await;
-        assert_eq!(process.describe(status), "exit code 3: one; two [31m");
+        assert_eq!(process.exited().wait().await, "exit code 3: one; two [31m");
     }
 
     #[tokio::test]
@@ -298,7 +303,7 @@ mod tests {
         tokio::time::sleep(Duration::from_millis(100)).await;
         assert!(process.stderr.lock().unwrap().len() <= STDERR_TAIL);
         process.kill();
-        assert_eq!(process.wait().await.signal(), Some(libc::SIGKILL));
+        assert!(process.exited().wait().await.starts_with("signal 9"));
     }
 
     #[tokio::test]
@@ -310,8 +315,7 @@ mod tests {
         let number = kept.as_raw_fd();
         launch.inherit.push(kept.into());
         let process = launch.start().await.unwrap();
-        let status = process.wait().await;
-        let said = process.describe(status);
+        let said = process.exited().wait().await;
         let numbers: Vec<&str> = said.trim_start_matches("exit code 0: ").split(' ').collect();
         assert!(numbers.contains(&number.to_string().as_str()), "{said}");
         assert!(!numbers.contains(&leaked.0.as_raw_fd().to_string().as_str()), "{said}");
@@ -333,8 +337,7 @@ mod tests {
         let mut launch = shell("grep -E '^(Uid|Gid|Groups|NoNewPrivs|CapEff)' /proc/self/status | tr '\\t\\n' ' ' >&2");
         launch.user = Some(User { uid: 65533, gid: 65532 });
         let process = launch.start().await.unwrap();
-        let status = process.wait().await;
-        let said = process.describe(status).split_whitespace().collect::<Vec<_>>().join(" ");
+        let said = process.exited().wait().await.split_whitespace().collect::<Vec<_>>().join(" ");
         assert!(said.contains("Uid: 65533 65533 65533 65533 Gid: 65532 65532 65532 65532"), "{said}");
         assert!(said.contains("Groups: CapEff: 0000000000000000 NoNewPrivs: 1"), "{said}");
     }

@@ -1,0 +1,81 @@
+//! Memory and processors added to a running guest.
+
+use qapi::qmp::{device_add, qom_set, query_hotpluggable_cpus};
+use serde_json::{Value, json};
+
+use super::Qemu;
+use super::ports::Port;
+use crate::config::MEMORY_STEP;
+use crate::{Error, Result};
+
+/// Id of the one virtio-mem device.
+const DEVICE: &str = "growth";
+/// Id of its memory.
+const BACKEND: &str = "growth-memory";
+
+/// Offers the guest `total` bytes through virtio-mem, which is plugged at the first growth.
+pub(super) async fn memory(vm: &Qemu, total: u64) -> Result<()> {
+    let (least, most) = (vm.config.memory, vm.config.max_memory);
+    if total % MEMORY_STEP != 0 || !(least..=most).contains(&total) {
+        return Err(Error::invalid("memory", format!("{total} bytes is not a multiple of 2 MiB in {least}..={most}")));
+    }
+    let extra = total - least;
+    let mut plugged = vm.plugged.lock().await;
+    if plugged.growth.is_some() {
+        let path = format!("/machine/peripheral/{DEVICE}");
+        let set = qom_set { path, property: "requested-size".into(), value: extra.into() };
+        return vm.qmp.run(set).await.map(drop);
+    }
+    if extra == 0 {
+        return Ok(());
+    }
+    let port = vm.ports.take()?;
+    let backend = json!({
+        "qom-type": "memory-backend-memfd", "id": BACKEND, "size": most - least,
+        "share": true, "reserve": false, "merge": false, "dump": false,
+    });
+    vm.qmp.call("object-add", backend).await?;
+    if let Err(error) = add(vm, &port, extra).await {
+        // Only tidies up: the device is what the caller has to hear about.
+        let _ = vm.qmp.call("object-del", json!({ "id": BACKEND })).await;
+        return Err(error);
+    }
+    plugged.growth = Some(port);
+    Ok(())
+}
+
+async fn add(vm: &Qemu, port: &Port, extra: u64) -> Result<()> {
+    let properties = [("memdev", Value::from(BACKEND)), ("requested-size", extra.into())];
+    let device = device_add::new(
+        "virtio-mem-pci",
+        DEVICE.to_owned(),
+        port.bus(),
+        properties.map(|(name, value)| (name.to_owned(), value)),
+    );
+    vm.qmp.run(device).await.map(drop)
+}
+
+/// Plugs processors until there are `total`.
+pub(super) async fn cpus(vm: &Qemu, total: u32) -> Result<()> {
+    if total > vm.config.max_cpus {
+        return Err(Error::invalid("cpus", format!("{total} is more than the maximum of {}", vm.config.max_cpus)));
+    }
+    // One growth at a time.
+    let _plugged = vm.plugged.lock().await;
+    let slots = vm.qmp.run(query_hotpluggable_cpus {}).await?;
+    let present = slots.iter().filter(|slot| slot.qom_path.is_some()).count();
+    let missing = usize::try_from(total).unwrap_or(usize::MAX).saturating_sub(present);
+    let mut free: Vec<_> = slots.into_iter().filter(|slot| slot.qom_path.is_none()).collect();
+    // QEMU lists them from the last to the first.
+    free.reverse();
+    for (n, slot) in free.into_iter().take(missing).enumerate() {
+        let Ok(Value::Object(mut place)) = serde_json::to_value(&slot.props) else {
+            return Err(Error::Protocol("a processor slot without a place".into()));
+        };
+        // Which NUMA node a processor is on is not for `device_add` to say on a machine without nodes.
+        place.remove("node-id");
+        let id = format!("cpu{}", present + n);
+        vm.qmp.run(device_add::new(slot.type_, id, None, place)).await?;
+    }
+    Ok(())
+}
