@@ -2,6 +2,8 @@
 
 mod error;
 pub mod ext4;
+pub mod merged;
+pub mod reader;
 
 pub use error::{Error, Result};
 pub use ext4::scratch;

@@ -19,8 +19,8 @@ use crate::error::{Error, Result};
 
 /// Block size in bytes; the only one written.
 pub(crate) const BLOCK: u64 = 4096;
-/// Blocks per group: as many as one bitmap block has bits.
-pub(crate) const BLOCKS_PER_GROUP: u64 = 8 * BLOCK;
+/// Most blocks and most inodes per group: as many as one bitmap block has bits.
+const MAX_PER_GROUP: u64 = 8 * BLOCK;
 /// Bytes of an inode on disk: 128 classic, 32 extra (nanoseconds, epoch bits), 96 for extended attributes.
 pub(crate) const INODE_SIZE: u64 = 256;
 /// Inodes per block of the inode table.
@@ -52,7 +52,9 @@ const RO_EXTRA_ISIZE: u32 = 0x40;
 pub(crate) struct Geometry {
     /// Blocks of the file system.
     pub blocks: u64,
-    /// Inodes in each group, a multiple of [`INODES_PER_BLOCK`], at most `BLOCKS_PER_GROUP`.
+    /// Blocks in each group but the last, a multiple of 8, at most [`MAX_PER_GROUP`].
+    pub blocks_per_group: u64,
+    /// Inodes in each group, a multiple of [`INODES_PER_BLOCK`], at most [`MAX_PER_GROUP`].
     pub inodes_per_group: u32,
 }
 
@@ -62,15 +64,13 @@ impl Geometry {
     /// # Errors
     /// When the counts do not fit 32-bit block and inode numbers, or when the bookkeeping alone fills the blocks.
     pub fn new(blocks: u64, inodes: u64) -> Result<Self> {
+        let geometry = Self::shape(blocks, inodes);
         if blocks > u64::from(u32::MAX) {
             return Err(Error::Invalid(format!("ext4: {blocks} blocks of 4 KiB are more than the 16 TiB supported")));
         }
-        let groups = blocks.div_ceil(BLOCKS_PER_GROUP).max(1);
-        let per_group = inodes.div_ceil(groups).next_multiple_of(u64::from(INODES_PER_BLOCK)).max(32);
-        if per_group > BLOCKS_PER_GROUP || per_group * groups > u64::from(u32::MAX) {
+        if geometry.inodes() < inodes || geometry.inodes() > u64::from(u32::MAX) {
             return Err(Error::Invalid(format!("ext4: {inodes} inodes do not fit into {blocks} blocks of 4 KiB")));
         }
-        let geometry = Self { blocks, inodes_per_group: per_group as u32 };
         if geometry.data_start() >= blocks {
             return Err(Error::Invalid(format!(
                 "ext4: {blocks} blocks of 4 KiB are too few, {} are needed for bookkeeping",
@@ -86,13 +86,9 @@ impl Geometry {
     /// As [`Geometry::new`].
     pub fn fitting(data: u64, inodes: u64) -> Result<Self> {
         // Bookkeeping grows with the number of groups, which grows with the bookkeeping: go up to the fixed point.
-        let least = inodes.div_ceil(BLOCKS_PER_GROUP).saturating_sub(1) * BLOCKS_PER_GROUP + 1;
-        let mut blocks = (data + 16).max(least);
+        let mut blocks = data + 16;
         loop {
-            let groups = blocks.div_ceil(BLOCKS_PER_GROUP);
-            let per_group = inodes.div_ceil(groups).next_multiple_of(u64::from(INODES_PER_BLOCK)).max(32);
-            let trial = Self { blocks, inodes_per_group: per_group.min(BLOCKS_PER_GROUP) as u32 };
-            let needed = trial.data_start() + data;
+            let needed = Self::shape(blocks, inodes).data_start() + data;
             if needed <= blocks {
                 return Self::new(blocks, inodes);
             }
@@ -100,9 +96,20 @@ impl Geometry {
         }
     }
 
+    fn shape(blocks: u64, inodes: u64) -> Self {
+        // An inode bitmap is one block: many small files need more and then smaller groups.
+        let groups = blocks.div_ceil(MAX_PER_GROUP).max(inodes.div_ceil(MAX_PER_GROUP)).max(1);
+        let blocks_per_group = blocks.div_ceil(groups).next_multiple_of(8).max(256);
+        let by_inodes = inodes.div_ceil(MAX_PER_GROUP) > blocks.div_ceil(MAX_PER_GROUP);
+        let blocks_per_group = if by_inodes { blocks_per_group } else { MAX_PER_GROUP };
+        let groups = blocks.div_ceil(blocks_per_group).max(1);
+        let per_group = inodes.div_ceil(groups).next_multiple_of(u64::from(INODES_PER_BLOCK)).max(32);
+        Self { blocks, blocks_per_group, inodes_per_group: per_group.min(MAX_PER_GROUP) as u32 }
+    }
+
     /// Number of block groups.
     pub fn groups(&self) -> u64 {
-        self.blocks.div_ceil(BLOCKS_PER_GROUP).max(1)
+        self.blocks.div_ceil(self.blocks_per_group).max(1)
     }
 
     fn descriptor_blocks(&self) -> u64 {
@@ -140,7 +147,7 @@ impl Geometry {
     }
 
     fn blocks_in(&self, group: u64) -> u64 {
-        (self.blocks - group * BLOCKS_PER_GROUP).min(BLOCKS_PER_GROUP)
+        (self.blocks - group * self.blocks_per_group).min(self.blocks_per_group)
     }
 }
 
@@ -177,10 +184,10 @@ pub(crate) fn write_bookkeeping(file: &File, geometry: &Geometry, usage: &Usage,
     }
     write(file, &head, 0)?;
 
-    let touched = usage.next_block.div_ceil(BLOCKS_PER_GROUP);
+    let touched = usage.next_block.div_ceil(geometry.blocks_per_group);
     let last = geometry.groups() - 1;
     for group in (0..touched).chain((touched <= last).then_some(last)) {
-        let used = usage.next_block.saturating_sub(group * BLOCKS_PER_GROUP);
+        let used = usage.next_block.saturating_sub(group * geometry.blocks_per_group);
         write(file, &bitmap(used, geometry.blocks_in(group)), geometry.block_bitmap(group) * BLOCK)?;
     }
     let per_group = u64::from(geometry.inodes_per_group);
@@ -213,7 +220,7 @@ fn bitmap(used: u64, valid: u64) -> Vec<u8> {
 }
 
 fn descriptor(geometry: &Geometry, usage: &Usage, id: &Identity, group: u64) -> [u8; DESCRIPTOR_SIZE as usize] {
-    let first_block = group * BLOCKS_PER_GROUP;
+    let first_block = group * geometry.blocks_per_group;
     let used_blocks = usage.next_block.saturating_sub(first_block).min(geometry.blocks_in(group));
     let per_group = u64::from(geometry.inodes_per_group);
     let used_inodes = u64::from(usage.next_inode - 1).saturating_sub(group * per_group).min(per_group);
@@ -249,8 +256,8 @@ fn superblock(geometry: &Geometry, usage: &Usage, id: &Identity) -> [u8; 1024] {
     put32(&mut s, 0x10, (geometry.inodes() - u64::from(usage.next_inode - 1)) as u32);
     put32(&mut s, 0x18, 2); // log2(block size) - 10
     put32(&mut s, 0x1c, 2); // the same for clusters
-    put32(&mut s, 0x20, BLOCKS_PER_GROUP as u32);
-    put32(&mut s, 0x24, BLOCKS_PER_GROUP as u32);
+    put32(&mut s, 0x20, geometry.blocks_per_group as u32);
+    put32(&mut s, 0x24, geometry.blocks_per_group as u32);
     put32(&mut s, 0x28, geometry.inodes_per_group);
     put16(&mut s, 0x36, 0xffff); // never force a check by mount count
     put16(&mut s, 0x38, 0xef53);
@@ -293,8 +300,8 @@ mod tests {
     fn bitmap_marks_the_used_head_and_the_invalid_tail() {
         let bits = bitmap(11, 21);
         assert_eq!(bits[..4], [0xff, 0b0000_0111, 0b1110_0000, 0xff]);
-        assert_eq!(bitmap(0, BLOCKS_PER_GROUP), vec![0; 4096]);
-        assert_eq!(bitmap(u64::MAX, BLOCKS_PER_GROUP), vec![0xff; 4096]);
+        assert_eq!(bitmap(0, MAX_PER_GROUP), vec![0; 4096]);
+        assert_eq!(bitmap(u64::MAX, MAX_PER_GROUP), vec![0xff; 4096]);
     }
 
     #[test]
@@ -303,8 +310,7 @@ mod tests {
             let g = Geometry::fitting(data, inodes).unwrap();
             assert!(g.data_start() + data <= g.blocks, "{data} {inodes}");
             assert!(g.inodes() >= inodes);
-            // At most the overhead of one more group is wasted.
-            assert!(g.blocks - g.data_start() - data < 2 * BLOCKS_PER_GROUP, "{data} {inodes} {g:?}");
+            assert!(g.blocks - g.data_start() - data < 64, "{data} {inodes} {g:?}");
         }
     }
 

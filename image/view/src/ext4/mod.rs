@@ -10,7 +10,12 @@
 mod crc16;
 mod dir;
 mod extent;
+mod file;
 mod inode;
 mod layout;
 mod output;
 pub mod scratch;
+mod tree;
+mod xattr;
+
+pub use tree::{Options, Size, Summary, write};

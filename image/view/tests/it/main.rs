@@ -1,0 +1,9 @@
+//! This room against the kernel and the usual tools. Needs root: loop mounts, device nodes, overlayfs.
+//!
+//! Every test that mounts does so in a mount namespace of its own thread, which ends with the test.
+
+mod ext4;
+mod merged;
+mod reader;
+mod scratch;
+mod support;
