@@ -23,7 +23,8 @@ impl Default for Config {
 
 /// Bounds on what one device may use, whatever its guest does.
 ///
-/// The device's own memory stays below `total_buffer` + 1 KiB per connection + 1 MiB. Besides, the kernel holds at most one socket
+/// The device's own memory stays below `total_buffer` + one `connection_buffer` (while a buffer grows) + 1 KiB per connection + 1 MiB:
+/// 66.25 MiB by default (a test counts). Besides, the kernel holds at most one socket
 /// buffer (`net.core.wmem_default`, 208 KiB) per connection and direction, as for any socket.
 #[derive(Clone, Debug)]
 pub struct Limits {

@@ -17,6 +17,7 @@ use crate::config::{Config, Limits};
 use crate::dial::Waiter;
 use crate::error::DialError;
 use crate::header::{HEADER_LEN, HOST_CID, Header, TYPE_STREAM, op};
+use crate::hybrid::{HostPorts, host_ports};
 use crate::metrics::Counters;
 use crate::mux::Mux;
 use crate::ring::Ring;
@@ -37,9 +38,9 @@ const RX_DATA: u64 = 3 << 20;
 pub(crate) type Descriptor = (u64, u32, u16, u16);
 
 /// The driver's side of one queue.
-struct Driver {
+pub(crate) struct Driver {
     base: u64,
-    avail: u16,
+    pub(crate) avail: u16,
     used: u16,
 }
 
@@ -105,7 +106,7 @@ pub(crate) struct Guest {
     pub(crate) mux: Mux,
     epoll: Arc<std::os::fd::OwnedFd>,
     pub(crate) counters: Arc<Counters>,
-    tx: Driver,
+    pub(crate) tx: Driver,
     rx: Driver,
     tx_ring: Ring,
     rx_ring: Ring,
@@ -118,7 +119,13 @@ pub(crate) struct Guest {
 pub(crate) type Dialled = Receiver<Result<UnixStream, DialError>>;
 
 impl Guest {
+    /// The host ports are those of `config`.
     pub(crate) fn new(config: Config) -> Self {
+        let ports = host_ports(config.socket.clone());
+        Self::with_ports(config, ports)
+    }
+
+    pub(crate) fn with_ports(config: Config, ports: HostPorts) -> Self {
         let ranges = [(GuestAddress(0), BORDER as usize), (GuestAddress(BORDER), (MEMORY - BORDER) as usize)];
         let mem = match GuestMemoryMmap::from_ranges(&ranges) {
             Ok(mem) => mem,
@@ -132,7 +139,7 @@ impl Guest {
         let tx = Driver { base: 0x1_0000, avail: 0, used: 0 };
         let rx = Driver { base: 0x2_0000, avail: 0, used: 0 };
         Self {
-            mux: Mux::new(config.clone(), epoll.clone(), counters.clone()),
+            mux: Mux::new(config.clone(), epoll.clone(), counters.clone(), ports),
             tx_ring: tx.ring(),
             rx_ring: rx.ring(),
             mem,
@@ -303,7 +310,15 @@ pub fn run_script(script: &[u8]) {
         connect_timeout: Duration::from_secs(1),
         linger: Duration::from_secs(1),
     };
-    let mut guest = Guest::new(Config { guest_cid: CID, socket: None, limits });
+    // Every second port of the host has a listener.
+    let (sender, called) = channel();
+    let ports: HostPorts = Box::new(move |port| {
+        let (ours, theirs) = UnixStream::pair().ok().filter(|_| port % 2 == 0)?;
+        theirs.set_nonblocking(true).ok()?;
+        sender.send(theirs).ok()?;
+        Some(ours)
+    });
+    let mut guest = Guest::with_ports(Config { guest_cid: CID, socket: None, limits }, ports);
     let mut script = Script(script);
     let mut dialled: Vec<Dialled> = Vec::new();
     let mut streams: Vec<UnixStream> = Vec::new();
@@ -350,6 +365,7 @@ pub fn run_script(script: &[u8]) {
             }
             7 => {
                 streams.extend(dialled.iter().filter_map(|d| d.try_recv().ok()).flatten());
+                streams.extend(called.try_iter());
                 let index = usize::from(script.byte());
                 let count = streams.len().max(1);
                 if let Some(stream) = streams.get_mut(index % count) {
@@ -367,4 +383,10 @@ pub fn run_script(script: &[u8]) {
         guest.poll();
         guest.check();
     }
+    // When the VM ends, so does all of it.
+    drop((streams, called));
+    guest.mux.end();
+    guest.poll();
+    guest.check();
+    assert_eq!(guest.mux.held(), 0);
 }

@@ -12,7 +12,9 @@ use std::time::{Duration, Instant};
 
 use rustix::event::epoll;
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, recv};
+use rustix::net::{
+    AddressFamily, RecvFlags, SocketAddrUnix, SocketFlags, SocketType, connect, recv, socket_with,
+};
 
 use crate::error::Error;
 use crate::token::Token;
@@ -23,6 +25,23 @@ const MAX_GREETING: usize = 32;
 const MAX_GREETINGS: usize = 64;
 /// How long accepting rests when the host is out of descriptors.
 const REST: Duration = Duration::from_millis(100);
+
+/// Connects to what listens on a port of the host.
+pub(crate) type HostPorts = Box<dyn FnMut(u32) -> Option<UnixStream> + Send>;
+
+/// The ports of the host are the sockets whose paths are that of the hybrid socket and `_<port>`.
+pub(crate) fn host_ports(socket: Option<PathBuf>) -> HostPorts {
+    Box::new(move |port| {
+        let mut path = socket.clone()?.into_os_string();
+        path.push(format!("_{port}"));
+        let address = SocketAddrUnix::new(path).ok()?;
+        // Not blocking: a listener whose queue is full refuses.
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).ok()?;
+        connect(&socket, &address).ok()?;
+        Some(UnixStream::from(socket))
+    })
+}
 
 /// The listener and the connections that have not said where they want to go.
 pub(crate) struct Hybrid {

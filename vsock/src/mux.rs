@@ -8,13 +8,13 @@ use std::time::Instant;
 
 use rustix::event::epoll;
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use vm_memory::GuestMemoryMmap;
 
 use crate::config::Config;
 use crate::conn::{Conn, Key, Next, State};
 use crate::dial::{Failure, Waiter};
 use crate::header::{HEADER_LEN, HOST_CID, Header, TYPE_STREAM, op};
+use crate::hybrid::HostPorts;
 use crate::metrics::Counters;
 use crate::ring::Ring;
 use crate::scatter::Scatter;
@@ -35,12 +35,19 @@ pub(crate) struct Mux {
     ready: VecDeque<ConnId>,
     resets: VecDeque<Header>,
     counters: Arc<Counters>,
+    host_ports: HostPorts,
 }
 
 impl Mux {
-    pub(crate) fn new(config: Config, epoll: Arc<OwnedFd>, counters: Arc<Counters>) -> Self {
+    /// `host_ports` connects to what listens on a port of the host, if anything does, without waiting.
+    pub(crate) fn new(
+        config: Config,
+        epoll: Arc<OwnedFd>,
+        counters: Arc<Counters>,
+        host_ports: HostPorts,
+    ) -> Self {
         let table = Table::new(&config.limits);
-        Self { config, epoll, table, ready: VecDeque::new(), resets: VecDeque::new(), counters }
+        Self { config, epoll, table, ready: VecDeque::new(), resets: VecDeque::new(), counters, host_ports }
     }
 
     /// Starts a connection into the guest.
@@ -65,10 +72,12 @@ impl Mux {
 
     /// The guest asks for a connection to the host.
     fn accept(&mut self, request: &Header) {
-        let Some(socket) = self.connect(request.dst_port) else {
+        // The buffer first: a guest at its limit does not get to bother the listeners.
+        let Some(credit) = self.table.reserve() else {
             return self.refuse(request);
         };
-        let Some(credit) = self.table.reserve() else {
+        let Some(socket) = (self.host_ports)(request.dst_port) else {
+            self.table.release(credit);
             return self.refuse(request);
         };
         let id = self.table.insert(Conn::accept(request, socket, credit));
@@ -79,17 +88,6 @@ impl Mux {
         }
         self.counters.accepted.add(1);
         self.enqueue(id);
-    }
-
-    /// Connects to the socket for a host port, without waiting for a busy listener.
-    fn connect(&self, port: u32) -> Option<UnixStream> {
-        let mut path = self.config.socket.clone()?.into_os_string();
-        path.push(format!("_{port}"));
-        let address = SocketAddrUnix::new(path).ok()?;
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).ok()?;
-        connect(&socket, &address).ok()?;
-        Some(UnixStream::from(socket))
     }
 
     fn watch(&self, id: ConnId) -> Result<(), Errno> {

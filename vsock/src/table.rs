@@ -49,6 +49,11 @@ impl Table {
         self.budget.reserve()
     }
 
+    /// Returns the buffer of a connection that was not made after all.
+    pub(crate) fn release(&mut self, credit: usize) {
+        self.budget.release(credit);
+    }
+
     /// Reserves the buffer and a host port for one more connection to `guest_port`.
     pub(crate) fn admit(&mut self, guest_port: u32) -> Option<(usize, u32)> {
         let credit = self.budget.reserve()?;

@@ -14,7 +14,7 @@ use crate::backend::{Backend, RX, TX};
 use crate::config::Config;
 use crate::dial::{Command, Waiter};
 use crate::error::Error;
-use crate::hybrid::Hybrid;
+use crate::hybrid::{Hybrid, host_ports};
 use crate::metrics::Counters;
 use crate::mux::Mux;
 use crate::token::Token;
@@ -67,10 +67,11 @@ impl Worker {
             Some(path) => Some(Hybrid::listen(path, epoll.clone(), connect_timeout)?),
             None => None,
         };
+        let host_ports = host_ports(config.socket.clone());
         let backend = Arc::new(Mutex::new(Backend::new(config.guest_cid, epoll.clone())));
         Ok(Self {
             frontend: Some(BackendReqHandler::from_stream(frontend, backend.clone())),
-            mux: Mux::new(config, epoll.clone(), counters),
+            mux: Mux::new(config, epoll.clone(), counters, host_ports),
             epoll,
             wake,
             commands,

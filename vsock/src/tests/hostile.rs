@@ -151,6 +151,9 @@ fn descriptor_chains_of_every_wrong_shape_are_used_up_and_ignored() {
     for index in 0..64 {
         write_descriptor(&guest.mem, 0x9_0000 + index * 16, (DATA, 1, next, 0));
     }
+    for index in 0..2000u64 {
+        write_descriptor(&guest.mem, 0xa_0000 + index * 16, (DATA, 1, next, index as u16 + 1));
+    }
     let before = guest.metrics().protocol_errors;
     let wrong: &[(&[crate::harness::Descriptor], u16)] = &[
         (&[], 0),                                               // a stale table
@@ -165,6 +168,7 @@ fn descriptor_chains_of_every_wrong_shape_are_used_up_and_ignored() {
         (&[(DATA, 44, next, 1), (DATA, u32::MAX, 0, 0)], 0),    // 4 GiB
         (&[(0x8_0000, 16, indirect, 0)], 0),                    // indirect within indirect
         (&[(0x9_0000, 1024, indirect, 0)], 0),                  // an endless table
+        (&[(0xa_0000, 32_000, indirect, 0)], 0),                // 2,000 fragments
         (&[(0x9_0000, 17, indirect, 0)], 0),                    // half a descriptor
         (&[(0x9_0000, 0, indirect, 0)], 0),                     // an empty table
         (&[(8 << 20, 64, indirect, 0)], 0),                     // a table outside memory
@@ -185,6 +189,20 @@ fn descriptor_chains_of_every_wrong_shape_are_used_up_and_ignored() {
     guest.restart();
     drop(drain(&mut guest));
     assert_eq!(stream.read(&mut [0; 1]).unwrap(), 0);
+    connect(&mut guest, 7);
+}
+
+#[test]
+fn an_available_index_that_runs_ahead_breaks_the_queue_and_nothing_else() {
+    let mut guest = guest();
+    let (mut stream, host_port) = connect(&mut guest, 7);
+    guest.lie_about_available(1000);
+    write(&mut guest, 7, host_port, b"never seen");
+    stream.set_nonblocking(true).unwrap();
+    assert_eq!(stream.read(&mut [0; 1]).unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+    std::io::Write::write_all(&mut stream, b"still works").unwrap();
+    assert_eq!(guest.receive().unwrap().1, b"still works");
+    guest.restart();
     connect(&mut guest, 7);
 }
 

@@ -1,5 +1,7 @@
-//! The device against a guest driver on plain memory: states and credit in `protocol`, everything a guest may do wrong in `hostile`.
+//! The device against a guest driver on plain memory: states and credit in `protocol`, everything a
+//! guest may do wrong in `hostile`, the memory bound in `bound`.
 
+mod bound;
 mod hostile;
 mod protocol;
 
@@ -13,6 +15,11 @@ use crate::metrics::Metrics;
 impl Guest {
     fn metrics(&self) -> Metrics {
         self.counters.read()
+    }
+
+    /// Moves the TX queue's available index without offering anything.
+    fn lie_about_available(&mut self, by: u16) {
+        self.tx.avail = self.tx.avail.wrapping_add(by);
     }
 
     /// Sends a packet in the usual two descriptors.

@@ -14,6 +14,17 @@ fn descriptors() -> usize {
     std::fs::read_dir("/proc/self/fd").unwrap().count()
 }
 
+/// Two descriptors for each of 1,000 connections are more than the usual soft limit.
+fn raise_descriptor_limit() {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: plain system calls on a local value.
+    unsafe {
+        assert_eq!(libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit), 0);
+        limit.rlim_cur = limit.rlim_max;
+        assert_eq!(libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit), 0);
+    }
+}
+
 fn ping(stream: &mut UnixStream, word: u64) {
     stream.write_all(&word.to_le_bytes()).unwrap();
     let mut back = [0; 8];
@@ -51,6 +62,7 @@ fn a_port_nobody_listens_on_is_refused() {
 
 #[test]
 fn a_thousand_connections_at_a_time_and_then_one_after_the_other() {
+    raise_descriptor_limit();
     let vm = Machine::boot();
     settled(&vm);
     let before = descriptors();
