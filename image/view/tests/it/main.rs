@@ -2,6 +2,7 @@
 //!
 //! Every test that mounts does so in a mount namespace of its own thread, which ends with the test.
 
+mod disk;
 mod ext4;
 mod merged;
 mod reader;
