@@ -5,7 +5,7 @@
 #
 #   build.sh [--arch x86_64|arm64] [--config-only] [--keep-tree] [--print-dir]
 #
-# --config-only  generate and check the .config, publish nothing but it (prints its path)
+# --config-only  generate and check the .config, publish nothing but it (prints its path); all there is for arm64 so far
 # --keep-tree    keep sources and objects for a quick next build; otherwise they go once the kernel is published
 # --print-dir    print the folder the kernel has or would have, build nothing
 set -euo pipefail
@@ -25,18 +25,26 @@ while [ $# != 0 ]; do
     esac
     shift
 done
-case $arch in x86_64 | arm64) ;; *) say "kernel: no configuration for architecture $arch (x86_64 or arm64)"; exit 2 ;; esac
 fragments=("$here/config/common.config" "$here/config/$arch.config" "$here/config/builder.config")
 
 fail() { say "kernel: $*"; exit 1; }
 
+# Kconfig asks the compiler what it can do, so even a mere configuration needs one for the right architecture.
+case $arch in
+    x86_64) cross=x86_64-linux-gnu- ;;
+    arm64) cross=aarch64-linux-gnu-
+        [ -n "$config_only" ] || fail "arm64 is configured and checked, not built: add --config-only" ;;
+    *) fail "no configuration for architecture $arch (x86_64 or arm64)" ;;
+esac
+command -v "${cross}gcc" >/dev/null || fail "${cross}gcc is missing: install gcc-${cross%-}"
+
 [ -r "$tarball" ] || fail "$tarball is missing: install linux-source-$series (scripts/setup.sh does)"
 package=$(dpkg-query -W -f '${Version}' "linux-source-$series") || fail "package linux-source-$series is not installed"
-compiler=$(gcc --version | head -n 1)
+compiler=$("${cross}gcc" --version | head -n 1)
 # The hash covers what the bytes of vmlinux depend on. The git stamp is left out on purpose: a commit elsewhere must
 # not cost a rebuild, so the stamp stands in kernel.json and not in the image.
 inputs=$( (cd "$here" && cat config/common.config "config/$arch.config" config/builder.config build.sh
-    printf '%s\n' "$arch" "$package" "$compiler" "$(ld --version | head -n 1)") | sha256sum | cut -c 1-16)
+    printf '%s\n' "$arch" "$package" "$compiler" "$("${cross}ld" --version | head -n 1)") | sha256sum | cut -c 1-16)
 
 root=$CACHE/kernel
 final=$root/$inputs
@@ -91,31 +99,37 @@ finish_known() { # the kernel is there: only its stamp may be older than the che
     printf '%s\n' "$final"
 }
 
-exec 8>"$root/.lock-$arch"
+exec 8>"$root/.lock"
 if ! flock -n 8; then
     say "kernel: another build is running, waiting for it"
     flock 8
 fi
+config=$root/config-$arch-$inputs
+if [ -n "$config_only" ] && [ -e "$config" ]; then
+    say "kernel: configuration of $arch was generated and checked before"
+    printf '%s\n' "$config"
+    exit 0
+fi
 if [ -z "$config_only" ] && have; then finish_known; exit 0; fi
 
-tree=$root/.tree-$package-$arch
+src=$root/.src-$package out=$root/.out-$package-$arch
 log=$root/build-$arch-$inputs.log
-if [ ! -e "$tree/src/.complete" ]; then
+if [ ! -e "$src" ]; then
     say "kernel: unpacking linux-source-$series $package"
-    rm -rf "$tree"
-    mkdir -p "$tree/src"
-    tar -xf "$tarball" -C "$tree/src" --strip-components=1
-    touch "$tree/src/.complete"
+    rm -rf "$src.tmp"
+    mkdir "$src.tmp"
+    tar -xf "$tarball" -C "$src.tmp" --strip-components=1
+    mv -T "$src.tmp" "$src"
 fi
-out=$tree/out
 mkdir -p "$out"
 
 # Everything kbuild would otherwise take from the clock, the user or the machine.
-SOURCE_DATE_EPOCH=$(stat -c %Y "$tree/src/Makefile")
+SOURCE_DATE_EPOCH=$(stat -c %Y "$src/Makefile")
 KBUILD_BUILD_TIMESTAMP=$(date -u -d "@$SOURCE_DATE_EPOCH")
 export SOURCE_DATE_EPOCH KBUILD_BUILD_TIMESTAMP
 export KBUILD_BUILD_USER=cloister KBUILD_BUILD_HOST=cloister KBUILD_BUILD_VERSION=1 LC_ALL=C TZ=UTC0
-kmake() { make -C "$tree/src" O="$out" ARCH="$arch" LOCALVERSION= "$@"; }
+kmake() { make -C "$src" O="$out" ARCH="$arch" CROSS_COMPILE="$cross" LOCALVERSION= "$@"; }
+clean_up() { [ -n "$keep_tree" ] || rm -rf "$src" "$out"; }
 
 say "kernel: generating the $arch configuration"
 {
@@ -126,10 +140,11 @@ kmake -s KCONFIG_ALLCONFIG="$out/wanted" allnoconfig >"$log" 2>&1 || fail "allno
 "$here/check-config.sh" "$out/.config" "$out/wanted" "${fragments[@]}"
 say "kernel: $(grep -c '^CONFIG_.*=[^"]' "$out/.config") options on"
 if [ -n "$config_only" ]; then
-    cp "$out/.config" "$root/.config-$arch.$$"
-    mv -T "$root/.config-$arch.$$" "$root/config-$arch"
+    cp "$out/.config" "$out/.config.publish"
+    publish "$out/.config.publish" "$config"
+    clean_up
     say "kernel: configuration of $arch generated and checked (not built)"
-    printf '%s\n' "$root/config-$arch"
+    printf '%s\n' "$config"
     exit 0
 fi
 
@@ -148,12 +163,12 @@ tmp=$root/.tmp-$inputs
 rm -rf "$tmp"
 mkdir -p "$tmp"
 # Symbols and notes that nobody reads at boot go; the PVH entry note (PT_NOTE) must stay and does.
-strip --strip-all -o "$tmp/vmlinux" "$out/vmlinux"
+"${cross}strip" --strip-all -o "$tmp/vmlinux" "$out/vmlinux"
 readelf -n "$tmp/vmlinux" 2>/dev/null | grep -q Xen || [ "$arch" != x86_64 ] || fail "the built vmlinux has no PVH entry note"
 cp "$out/.config" "$tmp/config"
 describe "$tmp" "$(cat "$out/include/config/kernel.release")"
 publish "$tmp" "$final"
 point_default
-[ -n "$keep_tree" ] || rm -rf "$tree"
+clean_up
 say "kernel: ready in $final ($(du -m "$final/vmlinux" | cut -f 1) MiB)"
 printf '%s\n' "$final"

@@ -12,11 +12,10 @@ awk -v generated="$config" '
     }
     /^CONFIG_[A-Za-z0-9_]+=/ {
         name = substr($0, 1, index($0, "=") - 1); want = substr($0, index($0, "=") + 1)
-        if (want == "n" && !(name in have)) have[name] = "n"
+        got = (name in have) ? have[name] : "not set"
         checked++
-        if (have[name] != want) {
-            printf "kernel: required option %s=%s is %s (asked by %s, generated %s)\n", name, want, \
-                name in have ? have[name] : "not set", FILENAME, generated
+        if (got != want) {
+            printf "kernel: required option %s=%s is %s (asked by %s, generated %s)\n", name, want, got, FILENAME, generated
             bad++
         }
     }
