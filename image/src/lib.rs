@@ -4,6 +4,7 @@
 
 pub mod config;
 pub mod error;
+pub mod export;
 pub mod import;
 mod oci;
 pub mod platform;

@@ -70,7 +70,7 @@ impl Reference {
         }
     }
 
-    /// The short form people type: without `docker.io/`, `library/` and `:latest`.
+    /// The short form people type, without `docker.io/` and `library/`. Tag and digest stay.
     pub fn familiar(&self) -> String {
         let name = if self.registry == DEFAULT_REGISTRY {
             self.repository.strip_prefix("library/").filter(|rest| !rest.contains('/')).unwrap_or(&self.repository)

@@ -10,3 +10,4 @@ mod spool;
 mod tarfile;
 
 pub use archive::{Input, Request};
+pub(crate) use files::Section;
