@@ -1,2 +1,50 @@
-//! Run and inspect container images in microVMs.
-fn main() {}
+//! `cloister`: container images in microVMs of their own.
+
+mod args;
+mod command;
+mod exit;
+mod host;
+mod kernel;
+mod name;
+mod output;
+mod paths;
+mod progress;
+mod signals;
+mod supervise;
+mod terminal;
+mod value;
+mod vm;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use tracing_subscriber::EnvFilter;
+
+use args::{Cli, Command};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let filter = EnvFilter::try_new(&cli.global.log_level);
+    let bad_filter = filter.is_err();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter.unwrap_or_else(|_| EnvFilter::new("warn")))
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .init();
+    if bad_filter {
+        eprintln!("cloister: `{}` is not a level or filter; try warn, info or debug", cli.global.log_level);
+        return ExitCode::from(exit::FAILED);
+    }
+    // What `run` and `exec` fail with must not be taken for their command's own code.
+    let failure = match cli.command {
+        Command::Run(_) | Command::Exec(_) | Command::Supervise { .. } => exit::FAILED,
+        _ => 1,
+    };
+    match command::run(cli) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            eprintln!("cloister: {error:#}");
+            ExitCode::from(failure)
+        }
+    }
+}

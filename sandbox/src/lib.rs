@@ -1,1 +1,23 @@
 //! A microVM with an agent inside it and the disks of an image: where containers run.
+//!
+//! [`Sandbox::boot`] starts a generic virtual machine and greets the agent in it; disks and shares are plugged into
+//! the running machine, [`Sandbox::run`] makes a container from them and starts its process. [`Agent`] and [`Dialer`]
+//! let another process of the host reach the same guest. Nothing here knows of a command line or of containerd.
+
+mod agent;
+mod dial;
+mod error;
+mod machine;
+mod process;
+pub mod pump;
+mod sandbox;
+pub mod spec;
+mod timings;
+
+pub use agent::{Agent, Exit, Guest};
+pub use dial::{Connection, Dialer};
+pub use error::{Error, printable};
+pub use machine::{Kernel, MachineConfig};
+pub use process::{Io, Process, Remote};
+pub use sandbox::{Container, Layer, Sandbox, Share};
+pub use timings::{Step, Timing, Timings};

@@ -1,0 +1,8 @@
+//! The virtual machines of this user, as they are on disk.
+
+pub mod folder;
+pub mod log;
+pub mod record;
+
+pub use folder::{Folder, Vms};
+pub use record::{Record, Status};

@@ -1,0 +1,231 @@
+//! The virtual machine below a sandbox: its monitor, what is plugged into it, and how it ends.
+
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use cloister_view::{disk, scratch};
+use cloister_vmm::{Accel, Event, Extent, Host, ImageDisk, Qemu, VmConfig, Vmm};
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+use crate::dial::{Dialer, Door};
+use crate::error::{Error, printable};
+use crate::sandbox::{Layer, Share};
+
+/// How long the monitor may hold a connection that the guest neither takes nor refuses.
+const DIAL: Duration = Duration::from_secs(10);
+
+/// A guest kernel and the initramfs with the agent.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Kernel {
+    /// Uncompressed kernel image.
+    pub vmlinux: PathBuf,
+    /// cpio archive with the agent as `/init`.
+    pub initramfs: PathBuf,
+}
+
+/// A generic virtual machine.
+#[derive(Debug, Clone)]
+pub struct MachineConfig {
+    /// Programs of the host and who runs them.
+    pub host: Host,
+    /// Private folder for sockets and the console's log; short, as sockets' paths are limited.
+    pub folder: PathBuf,
+    /// What to boot.
+    pub kernel: Kernel,
+    /// Memory in bytes, a multiple of 2 MiB.
+    pub memory_bytes: u64,
+    /// Processors.
+    pub cpus: u32,
+    /// Whether privileged containers may run in it.
+    pub privileged: bool,
+    /// Hardware virtualisation or emulation.
+    pub accel: Accel,
+    /// How long kernel and agent may take to come up.
+    pub boot_deadline: Duration,
+}
+
+/// A running machine; dropping it ends it.
+pub(crate) struct Machine {
+    qemu: Arc<Qemu>,
+    door: Door,
+    ended: watch::Receiver<Option<String>>,
+    watcher: tokio::task::JoinHandle<()>,
+}
+
+impl Machine {
+    /// Starts a machine's monitor and lets its processors run.
+    pub(crate) async fn start(config: &MachineConfig) -> Result<Self, Error> {
+        let mut vm = VmConfig::new(
+            config.folder.clone(),
+            config.kernel.vmlinux.clone(),
+            Some(config.kernel.initramfs.clone()),
+        );
+        vm.memory = config.memory_bytes;
+        vm.max_memory = vm.max_memory.max(config.memory_bytes);
+        vm.cpus = config.cpus;
+        vm.max_cpus = vm.max_cpus.max(config.cpus);
+        vm.accel = config.accel;
+        if config.privileged {
+            vm.cmdline = "cloister.privileged=1".to_owned();
+        }
+        let qemu = Arc::new(Qemu::create(&config.host, vm).await?);
+        if let Some(warning) = qemu.warning() {
+            tracing::warn!("{warning}");
+        }
+        let (sender, ended) = watch::channel(None);
+        let watcher = tokio::spawn(watch_end(Arc::clone(&qemu), sender));
+        let path = config.folder.join("door");
+        let door = Door::open(&path, {
+            let qemu = Arc::clone(&qemu);
+            move |port| {
+                let qemu = Arc::clone(&qemu);
+                async move {
+                    let stream = qemu.dial(port, DIAL).await.map_err(|error| error.to_string())?;
+                    stream.into_fd().map_err(|error| error.to_string())
+                }
+            }
+        })
+        .map_err(|cause| Error::File { what: "listen on", path, cause })?;
+        let machine = Self { qemu, door, ended, watcher };
+        machine.qemu.start().await?;
+        Ok(machine)
+    }
+
+    /// How to reach the guest.
+    pub(crate) fn dialer(&self) -> Dialer {
+        self.door.dialer()
+    }
+
+    /// Resolves when the machine, or a share's daemon it can't go on without, has ended.
+    pub(crate) async fn ended(&self) -> String {
+        let mut ended = self.ended.clone();
+        let reason = ended.wait_for(Option::is_some).await;
+        reason
+            .ok()
+            .and_then(|reason| reason.clone())
+            .unwrap_or_else(|| "nobody watches it any more".to_owned())
+    }
+
+    /// Plugs the read-only disk of an image's layers.
+    pub(crate) async fn plug_image(&self, serial: &str, layers: &[Layer]) -> Result<(), Error> {
+        let disk = image_disk(serial, layers)?;
+        self.qemu.plug_image(disk).await?;
+        Ok(())
+    }
+
+    /// Plugs a writable disk whose content goes with the machine.
+    pub(crate) async fn plug_scratch(&self, serial: &str, file: OwnedFd) -> Result<(), Error> {
+        let disk =
+            cloister_vmm::RawDisk { serial: serial.to_owned(), file, read_only: false, ephemeral: true };
+        self.qemu.plug_disk(disk).await?;
+        Ok(())
+    }
+
+    /// Shares a folder of the host.
+    pub(crate) async fn plug_share(&self, share: &Share) -> Result<(), Error> {
+        let share = cloister_vmm::Share {
+            tag: share.tag.clone(),
+            path: share.path.clone(),
+            read_only: share.read_only,
+        };
+        self.qemu.plug_share(share).await?;
+        Ok(())
+    }
+
+    /// Ends the machine and everything that belongs to it.
+    pub(crate) async fn kill(self) {
+        self.watcher.abort();
+        self.qemu.stop().await;
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.watcher.abort();
+    }
+}
+
+/// Says once why the machine ended.
+async fn watch_end(qemu: Arc<Qemu>, sender: watch::Sender<Option<String>>) {
+    let mut events = qemu.events();
+    let share_failed = async {
+        loop {
+            match events.recv().await {
+                Ok(Event::ShareFailed { tag, reason }) => {
+                    return format!("the daemon of the share {tag} ended: {}", printable(&reason));
+                }
+                Ok(_) | Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => {}
+                Err(tokio::sync::broadcast::error::RecvError::Closed) => std::future::pending().await,
+            }
+        }
+    };
+    let reason = tokio::select! {
+        exit = qemu.wait() => printable(&exit.to_string()),
+        reason = share_failed => reason,
+    };
+    sender.send_replace(Some(reason));
+}
+
+/// Makes an empty ext4 of `bytes` in a file of `folder` that has no name any more when this returns.
+pub(crate) fn make_scratch(bytes: u64, folder: &Path) -> Result<OwnedFd, Error> {
+    let path = folder.join("scratch");
+    let failed = |what| {
+        let path = path.clone();
+        move |cause| Error::File { what, path, cause }
+    };
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&path)
+        .map_err(failed("create"))?;
+    std::fs::remove_file(&path).map_err(failed("unlink"))?;
+    scratch::create(&file, bytes).map_err(Error::Disk)?;
+    Ok(file.into())
+}
+
+/// The layers as one disk: a partition table in memory in front of and behind the layers' own files.
+fn image_disk(serial: &str, layers: &[Layer]) -> Result<ImageDisk, Error> {
+    let named = layers.iter().enumerate().map(|(source, layer)| {
+        let len = layer
+            .file
+            .metadata()
+            .map_err(|cause| Error::System { what: "read the size of a layer", cause })?
+            .len();
+        Ok(disk::Layer { source, len, diff_id: layer.diff_id })
+    });
+    let layout = disk::layout(named.collect::<Result<_, Error>>()?, disk::ALIGN_4K).map_err(Error::Disk)?;
+    let duplicate = |file: &File| {
+        file.try_clone().map(OwnedFd::from).map_err(|cause| Error::System { what: "use a layer", cause })
+    };
+    let head = in_memory("image-head", &layout.head)?;
+    let mut extents = vec![Extent { file: duplicate(&head)?, offset: 0, len: layout.head.len() as u64 }];
+    for part in &layout.parts {
+        if let Some(layer) = layers.get(part.source) {
+            extents.push(Extent { file: duplicate(&layer.file)?, offset: 0, len: part.len });
+        }
+        if part.pad > 0 {
+            extents.push(Extent { file: duplicate(&head)?, offset: layout.zeros as u64, len: part.pad });
+        }
+    }
+    let tail = in_memory("image-tail", &layout.tail)?;
+    extents.push(Extent { file: tail.into(), offset: 0, len: layout.tail.len() as u64 });
+    Ok(ImageDisk { serial: serial.to_owned(), extents })
+}
+
+/// A file without a name that holds `bytes`.
+fn in_memory(name: &str, bytes: &[u8]) -> Result<File, Error> {
+    let failed = |cause| Error::System { what: "keep a partition table in memory", cause };
+    let fd = rustix::fs::memfd_create(name, rustix::fs::MemfdFlags::CLOEXEC)
+        .map_err(|errno| failed(errno.into()))?;
+    let mut file = File::from(fd);
+    file.write_all(bytes).map_err(failed)?;
+    Ok(file)
+}
