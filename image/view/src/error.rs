@@ -46,6 +46,9 @@ pub enum Error {
         /// What does not fit.
         why: String,
     },
+    /// The layer room's EROFS writer failed.
+    #[error(transparent)]
+    Layer(#[from] cloister_layer::Error),
     /// A requested size or count is outside what the format or the tree allows.
     #[error("{0}")]
     Invalid(String),

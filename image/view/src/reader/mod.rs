@@ -157,6 +157,11 @@ impl Image {
         &self.name
     }
 
+    /// The file itself.
+    pub(crate) fn file(&self) -> &File {
+        &self.file
+    }
+
     /// Block size in bytes.
     pub fn block_size(&self) -> u64 {
         1 << self.sb.block_bits

@@ -3,8 +3,10 @@
 //! Every test that mounts does so in a mount namespace of its own thread, which ends with the test.
 
 mod disk;
+mod erofs;
 mod ext4;
 mod merged;
 mod reader;
 mod scratch;
 mod support;
+mod tar;
