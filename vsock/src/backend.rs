@@ -356,3 +356,57 @@ impl VhostUserBackendReqHandlerMut for Backend {
         unsupported()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn backend() -> Backend {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
+        let mut backend = Backend::new(5, Arc::new(epoll));
+        backend.set_owner().unwrap();
+        backend.driver_reset = false;
+        backend
+    }
+
+    #[test]
+    fn a_ring_that_goes_on_where_it_stopped_belongs_to_the_same_driver() {
+        let mut backend = backend();
+        backend.set_vring_base(0, 0).unwrap();
+        backend.rings[0].queue.set_next_avail(17);
+        assert_eq!({ backend.get_vring_base(0).unwrap().num }, 17);
+        backend.set_vring_base(0, 17).unwrap();
+        assert!(!backend.driver_reset);
+        backend.set_vring_base(0, 0).unwrap();
+        assert!(backend.driver_reset);
+    }
+
+    #[test]
+    fn the_configuration_space_is_the_cid() {
+        let mut backend = backend();
+        let flags = VhostUserConfigFlags::empty();
+        assert_eq!(backend.get_config(0, 8, flags).unwrap(), [5, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(backend.get_config(0, 4, flags).unwrap(), [5, 0, 0, 0]);
+        for (offset, size) in [(0, 9), (8, 1), (9, 0), (u32::MAX, u32::MAX)] {
+            assert!(backend.get_config(offset, size, flags).is_err(), "{offset} {size}");
+        }
+    }
+
+    #[test]
+    fn nonsense_from_the_front_end_is_refused() {
+        let mut backend = backend();
+        let flags = VhostUserVringAddrFlags::empty();
+        assert!(backend.set_features(1 << 1).is_err(), "seqpacket");
+        assert!(backend.set_vring_addr(0, flags, 0x1000, 0x2000, 0x3000, 0).is_err(), "no memory yet");
+        for size in [0, 3, 2048, u32::MAX] {
+            assert!(backend.set_vring_num(0, size).is_err(), "{size}");
+        }
+        assert!(backend.set_vring_base(0, 1 << 16).is_err());
+        for queue in [2, 255] {
+            assert!(backend.set_vring_num(queue, 128).is_err());
+            assert!(backend.set_vring_enable(queue, true).is_err());
+            assert!(backend.get_vring_base(queue).is_err());
+            assert!(backend.set_vring_kick(queue as u8, None).is_err());
+        }
+    }
+}

@@ -91,3 +91,47 @@ impl Buffer {
         self.head = 0;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use proptest::prelude::*;
+    use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+
+    use super::*;
+
+    #[test]
+    fn what_does_not_fit_is_left_and_an_empty_buffer_holds_no_memory() {
+        let mem = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x10000)]).unwrap();
+        let mut buffer = Buffer::new(5000);
+        let mut data = Scatter::range(&mem, 0, 6000);
+        buffer.append(&mut data);
+        assert_eq!((data.len(), buffer.room(), buffer.capacity()), (1000, 0, 5000));
+        buffer.consume(usize::MAX);
+        assert_eq!((buffer.is_empty(), buffer.capacity()), (true, 0));
+    }
+
+    proptest! {
+        #[test]
+        fn it_is_a_queue(steps in proptest::collection::vec((0usize..9000, 0usize..9000), 1..50)) {
+            let mem = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1000), (GuestAddress(0x1000), 0xf000)]).unwrap();
+            let noise: Vec<u8> = (0..0x10000u32).map(|i| (i * 7 + i / 251) as u8).collect();
+            mem.write_slice(&noise, GuestAddress(0)).unwrap();
+            let mut buffer = Buffer::new(20_000);
+            let mut model: VecDeque<u8> = VecDeque::new();
+            for (add, remove) in steps {
+                let add = add.min(buffer.room());
+                let start = add % 500;
+                buffer.append(&mut Scatter::range(&mem, start as u64, add));
+                model.extend(&noise[start..start + add]);
+                let front = buffer.front().len().min(remove);
+                prop_assert!(model.iter().take(front).eq(&buffer.front()[..front]));
+                prop_assert!(!buffer.front().is_empty() || model.is_empty());
+                buffer.consume(front);
+                model.drain(..front);
+                prop_assert_eq!(buffer.room(), 20_000 - model.len());
+            }
+        }
+    }
+}

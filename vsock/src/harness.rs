@@ -17,7 +17,7 @@ use crate::config::{Config, Limits};
 use crate::dial::Waiter;
 use crate::error::DialError;
 use crate::header::{HEADER_LEN, HOST_CID, Header, TYPE_STREAM, op};
-use crate::hybrid::{HostPorts, host_ports};
+use crate::hybrid::HostPorts;
 use crate::metrics::Counters;
 use crate::mux::Mux;
 use crate::ring::Ring;
@@ -119,12 +119,6 @@ pub(crate) struct Guest {
 pub(crate) type Dialled = Receiver<Result<UnixStream, DialError>>;
 
 impl Guest {
-    /// The host ports are those of `config`.
-    pub(crate) fn new(config: Config) -> Self {
-        let ports = host_ports(config.socket.clone());
-        Self::with_ports(config, ports)
-    }
-
     pub(crate) fn with_ports(config: Config, ports: HostPorts) -> Self {
         let ranges = [(GuestAddress(0), BORDER as usize), (GuestAddress(BORDER), (MEMORY - BORDER) as usize)];
         let mem = match GuestMemoryMmap::from_ranges(&ranges) {

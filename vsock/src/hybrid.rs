@@ -206,3 +206,55 @@ fn parse(line: &[u8]) -> Option<u32> {
     }
     digits.parse().ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+
+    use super::*;
+
+    #[test]
+    fn a_greeting_is_read_to_its_end_and_no_further() {
+        let (mut program, ours) = UnixStream::pair().unwrap();
+        program.write_all(b"CONN").unwrap();
+        assert_eq!(read_greeting(&ours), Greeting::Unfinished);
+        program.write_all(b"ECT 1024\nfor the guest").unwrap();
+        assert_eq!(read_greeting(&ours), Greeting::Port(1024));
+        drop(program);
+        let mut rest = String::new();
+        (&ours).read_to_string(&mut rest).unwrap();
+        assert_eq!(rest, "for the guest");
+    }
+
+    #[test]
+    fn anything_else_is_wrong() {
+        let long = "CONNECT ".to_owned() + &"1".repeat(100);
+        for wrong in [
+            "\n",
+            "CONNECT\n",
+            "CONNECT \n",
+            "connect 1\n",
+            "CONNECT -1\n",
+            "CONNECT +1\n",
+            "CONNECT 4294967296\n",
+            &long,
+        ] {
+            let (mut program, ours) = UnixStream::pair().unwrap();
+            program.write_all(wrong.as_bytes()).unwrap();
+            assert_eq!(read_greeting(&ours), Greeting::Wrong, "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn the_socket_is_for_its_owner_and_goes_with_the_device() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("vm.sock");
+        let epoll = || Arc::new(epoll::create(epoll::CreateFlags::CLOEXEC).unwrap());
+        let hybrid = Hybrid::listen(&path, epoll(), Duration::from_secs(1)).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+        assert!(Hybrid::listen(&path, epoll(), Duration::from_secs(1)).is_err(), "taken");
+        assert!(path.exists());
+        drop(hybrid);
+        assert!(!path.exists());
+    }
+}

@@ -52,6 +52,13 @@ impl<'m> Scatter<'m> {
         Self::collect(mem, chain, true)
     }
 
+    /// A plain range of memory.
+    #[cfg(test)]
+    pub(crate) fn range(mem: &'m GuestMemoryMmap, at: u64, len: usize) -> Self {
+        let slices = mem.get_slices(vm_memory::GuestAddress(at), len, Permissions::Read).unwrap();
+        Self { slices: slices.map(Result::unwrap).collect(), len }
+    }
+
     fn collect<T>(
         mem: &'m GuestMemoryMmap,
         chain: DescriptorChain<T>,

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::Timespec;
 use rustix::event::epoll;
-use vhost::vhost_user::BackendReqHandler;
+use vhost::vhost_user::{BackendReqHandler, Error as VhostError};
 
 use crate::backend::{Backend, RX, TX};
 use crate::config::Config;
@@ -182,7 +182,14 @@ impl Worker {
     fn on_frontend(&mut self) {
         let Some(frontend) = &mut self.frontend else { return };
         if let Err(error) = frontend.handle_request() {
-            tracing::debug!(%error, "vsock: the VMM has gone");
+            match error {
+                VhostError::Disconnected | VhostError::SocketBroken(_) => {
+                    tracing::debug!(%error, "vsock: the VMM has gone");
+                }
+                error => {
+                    tracing::warn!(%error, "vsock: the VMM broke the vhost-user protocol, the device stops")
+                }
+            }
             // SAFETY: the descriptor belongs to `frontend`, which lives to the end of this block.
             let fd = unsafe { BorrowedFd::borrow_raw(frontend.as_raw_fd()) };
             let _ = epoll::delete(self.epoll.as_fd(), fd);

@@ -10,9 +10,16 @@ use std::os::unix::net::UnixStream;
 use crate::config::{Config, Limits};
 use crate::harness::{Guest, header};
 use crate::header::{HEADER_LEN, Header, op};
+use crate::hybrid::host_ports;
 use crate::metrics::Metrics;
 
 impl Guest {
+    /// The host ports are those of `config`.
+    fn new(config: Config) -> Self {
+        let ports = host_ports(config.socket.clone());
+        Self::with_ports(config, ports)
+    }
+
     fn metrics(&self) -> Metrics {
         self.counters.read()
     }

@@ -51,7 +51,7 @@ fn a_dial_gives_up_at_its_deadline_while_the_guest_is_not_up() {
     let start = Instant::now();
     let outcome = vm.device.dial(port::LAST, Duration::from_millis(300));
     assert!(matches!(outcome, Err(DialError::Timeout { .. })), "{outcome:?}");
-    assert!(start.elapsed() < Duration::from_millis(900));
+    assert!(start.elapsed() >= Duration::from_millis(300) && start.elapsed() < Duration::from_secs(5));
 }
 
 #[test]
