@@ -90,27 +90,29 @@ JSON
     mv -T "$1/.kernel.json.$$" "$1/kernel.json"
 }
 
-have() { [ -e "$final/vmlinux" ] && [ -e "$final/config" ]; }
-
-finish_known() { # the kernel is there: only its stamp may be older than the checkout
-    describe "$final" "$(sed -n 's/^  "release": "\(.*\)",$/\1/p' "$final/kernel.json")"
-    point_default
-    say "kernel: ready in $final"
-    printf '%s\n' "$final"
+config=$root/config-$arch-$inputs
+known() { # prints what an earlier run published, without waiting for a build of something else
+    if [ -n "$config_only" ]; then
+        [ -e "$config" ] || return 1
+        say "kernel: configuration of $arch was generated and checked before"
+        printf '%s\n' "$config"
+    else
+        [ -e "$final/vmlinux" ] && [ -e "$final/config" ] || return 1
+        # Only its stamp may be older than the checkout.
+        describe "$final" "$(sed -n 's/^  "release": "\(.*\)",$/\1/p' "$final/kernel.json")"
+        point_default
+        say "kernel: ready in $final"
+        printf '%s\n' "$final"
+    fi
 }
 
+if known; then exit 0; fi
 exec 8>"$root/.lock"
 if ! flock -n 8; then
     say "kernel: another build is running, waiting for it"
     flock 8
+    if known; then exit 0; fi
 fi
-config=$root/config-$arch-$inputs
-if [ -n "$config_only" ] && [ -e "$config" ]; then
-    say "kernel: configuration of $arch was generated and checked before"
-    printf '%s\n' "$config"
-    exit 0
-fi
-if [ -z "$config_only" ] && have; then finish_known; exit 0; fi
 
 src=$root/.src-$package out=$root/.out-$package-$arch
 log=$root/build-$arch-$inputs.log
