@@ -2,8 +2,10 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use cloister_sandbox::{Agent, Dialer};
 
 /// The checkout, found from where this crate is.
 pub fn checkout() -> PathBuf {
@@ -90,4 +92,13 @@ impl Lab {
         }
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
+}
+
+/// Connects to the agent of a running microVM of a lab, as every command of `cloister` does.
+pub async fn agent(root: &Path, name: &str) -> Result<Agent> {
+    let record = std::fs::read(root.join("run").join(name).join("state.json"))?;
+    let record: serde_json::Value = serde_json::from_slice(&record)?;
+    let dialer: Dialer = serde_json::from_value(record["dialer"].clone())?;
+    let (agent, _) = Agent::connect(dialer, Duration::from_secs(2)).await?;
+    Ok(agent)
 }
