@@ -5,7 +5,7 @@ MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 .PHONY: help demo test bench check build guest kernel setup images
 
-GUEST := target/guest
+GUEST := target/microvm
 export CLOISTER_KERNEL := $(CURDIR)/$(GUEST)
 
 help: ## list the commands
@@ -27,7 +27,7 @@ check: ## format, lint, documents, dependencies and licences
 build: setup kernel guest ## the programs and the guest
 	cargo build --release --locked -p cloister
 
-guest: setup kernel ## kernel and initramfs of the guest, in target/guest
+guest: setup kernel ## kernel and initramfs of the guest, in target/microvm
 	@scripts/guest.sh $(GUEST)
 
 kernel: setup ## the guest kernel, from the cache when its inputs are unchanged

@@ -73,7 +73,7 @@ impl Lab {
         let binary = std::env::var_os("CLOISTER_BIN").map_or(target.join("release/cloister"), PathBuf::from);
         let mut command = Command::new(binary);
         if std::env::var_os("CLOISTER_KERNEL").is_none() {
-            command.env("CLOISTER_KERNEL", target.join("guest"));
+            command.env("CLOISTER_KERNEL", target.join("microvm"));
         }
         command.arg("--root").arg(self.root());
         command

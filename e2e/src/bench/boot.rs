@@ -51,7 +51,7 @@ pub fn warm(report: &mut Report) -> Result<()> {
 
 /// What a guest is made of on disk.
 fn size(report: &mut Report) -> Result<()> {
-    let guest = std::env::var("CLOISTER_KERNEL").unwrap_or("target/guest".into());
+    let guest = std::env::var("CLOISTER_KERNEL").unwrap_or("target/microvm".into());
     let mut total = 0.0;
     for file in ["vmlinux", "initramfs"] {
         let bytes = std::fs::metadata(format!("{guest}/{file}"))?.len() as f64;
