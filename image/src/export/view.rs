@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::Write;
 
-use cloister_view::merged::Merged;
+use cloister_view::merged::{Limits, Merged};
 use cloister_view::reader;
 
 use crate::error::{Error, IoContext, Result};
@@ -31,19 +31,20 @@ pub(super) fn ext4(image: &Image, merged: &Merged, file: &File) -> Result<()> {
         uuid: uuid(image),
         label: Vec::new(),
         size: cloister_view::ext4::Size::Slack(EXT4_SLACK),
-        limits: cloister_view::merged::Limits::default(),
+        limits: Limits::default(),
     };
     cloister_view::ext4::write(file, merged, &options).map(drop).map_err(|error| failed(image, &error))
 }
 
 /// Writes the merged tree as EROFS.
-pub(super) fn erofs(image: &Image, _merged: &Merged, _file: &File) -> Result<()> {
-    Err(failed(image, &"erofs export is waiting for the view room"))
+pub(super) fn erofs(image: &Image, merged: &Merged, file: &File) -> Result<()> {
+    let options = cloister_view::erofs::Options::new(uuid(image));
+    cloister_view::erofs::write(file, merged, &options).map(drop).map_err(|error| failed(image, &error))
 }
 
 /// Writes the merged tree as a tar.
-pub(super) fn tar(image: &Image, _merged: &Merged, _out: &mut dyn Write) -> Result<()> {
-    Err(failed(image, &"tar export is waiting for the view room"))
+pub(super) fn tar(image: &Image, merged: &Merged, out: &mut dyn Write) -> Result<()> {
+    cloister_view::tar::write(out, merged, Limits::default()).map(drop).map_err(|error| failed(image, &error))
 }
 
 /// The same image always gets the same file system.

@@ -1,5 +1,5 @@
 //! Small images made on the spot, and the files they come in.
-#![allow(dead_code, clippy::unwrap_used, missing_docs)]
+#![allow(dead_code)]
 
 use std::collections::BTreeMap;
 use std::io::Write;

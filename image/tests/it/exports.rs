@@ -1,7 +1,5 @@
 //! What comes out of the store can go in again, here and elsewhere.
-#![allow(clippy::unwrap_used, missing_docs)]
 
-mod common;
 
 use std::path::Path;
 
@@ -9,7 +7,7 @@ use cloister_image::export::{Format, Output, export};
 use cloister_image::source::Request;
 use cloister_image::store::Options;
 use cloister_image::{Digest, Store};
-use common::*;
+use crate::common::*;
 
 fn import(dir: &Path, options: Options) -> (Store, TestImage) {
     let image = TestImage::usual();
@@ -81,13 +79,31 @@ fn a_failed_export_leaves_no_file_and_keeps_the_old_one() {
 }
 
 #[test]
-fn the_merged_file_system_passes_e2fsck() {
+fn the_merged_file_system_comes_out_in_three_forms() {
     let dir = tempfile::tempdir().unwrap();
     let (store, _) = import(dir.path(), Options::default());
+    let image = store.open_image("app:1").unwrap();
+    let run = |program: &str, args: &[&str], file: &Path| {
+        let output = std::process::Command::new(program).args(args).arg(file).output().unwrap();
+        assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
+        output.stdout
+    };
     let out = dir.path().join("root.ext4");
-    export(&store, &store.open_image("app:1").unwrap(), Format::Ext4, Output::Path(out.clone())).unwrap();
-    let status = std::process::Command::new("e2fsck").args(["-fn"]).arg(&out).output().unwrap();
-    assert!(status.status.success(), "{}", String::from_utf8_lossy(&status.stdout));
-    let cat = std::process::Command::new("debugfs").args(["-R", "cat /etc/passwd"]).arg(&out).output().unwrap();
-    assert_eq!(cat.stdout, b"other\n");
+    export(&store, &image, Format::Ext4, Output::Path(out.clone())).unwrap();
+    run("e2fsck", &["-fn"], &out);
+    assert_eq!(run("debugfs", &["-R", "cat /etc/passwd"], &out), b"other\n");
+    let out = dir.path().join("root.tar");
+    let done = export(&store, &image, Format::Tar, Output::Path(out.clone())).unwrap();
+    assert_eq!(done.bytes, std::fs::metadata(&out).unwrap().len());
+    let listing = String::from_utf8(run("tar", &["-tf"], &out)).unwrap();
+    for name in ["bin/sh", "data", "etc/passwd", "p", "z"] {
+        assert_eq!(listing.lines().filter(|line| line.trim_start_matches("./") == name).count(), 1, "{listing}");
+    }
+    // To a stream as well, byte for byte the same file.
+    let out = dir.path().join("root.erofs");
+    export(&store, &image, Format::Erofs, Output::Path(out.clone())).unwrap();
+    let streamed = dir.path().join("streamed.erofs");
+    let stream = Box::new(std::fs::File::create(&streamed).unwrap());
+    export(&store, &image, Format::Erofs, Output::Stream(stream)).unwrap();
+    assert!(std::fs::read(out).unwrap() == std::fs::read(streamed).unwrap());
 }

@@ -1,11 +1,9 @@
 //! Imports from archives and folders, as the tools of the field write them.
-#![allow(clippy::unwrap_used, missing_docs)]
 
-mod common;
 
 use cloister_image::source::Request;
 use cloister_image::{Digest, Store};
-use common::*;
+use crate::common::*;
 
 fn store() -> (tempfile::TempDir, Store) {
     let dir = tempfile::tempdir().unwrap();
