@@ -18,7 +18,7 @@ use vhost::vhost_user::message::{
     VhostUserVringState,
 };
 use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandlerMut};
-use virtio_bindings::virtio_config::{VIRTIO_F_NOTIFY_ON_EMPTY, VIRTIO_F_VERSION_1};
+use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use virtio_queue::QueueT;
 use vm_memory::{Address, GuestAddress, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap};
@@ -37,7 +37,6 @@ const MAX_REGIONS: usize = 509;
 
 /// Virtio features offered. Not `VIRTIO_VSOCK_F_SEQPACKET`: nobody here needs message boundaries.
 const FEATURES: u64 = 1 << VIRTIO_F_VERSION_1
-    | 1 << VIRTIO_F_NOTIFY_ON_EMPTY
     | 1 << VIRTIO_RING_F_INDIRECT_DESC
     | 1 << VIRTIO_RING_F_EVENT_IDX
     | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
@@ -57,7 +56,6 @@ pub(crate) struct Backend {
     pub(crate) rings: [Ring; QUEUES],
     /// Where each ring stood when it was stopped: a driver that goes on starts there, a new one does not.
     stopped_at: [u16; QUEUES],
-    features: u64,
     /// The driver was reset since the worker last looked.
     pub(crate) driver_reset: bool,
 }
@@ -71,7 +69,6 @@ impl Backend {
             mappings: Vec::new(),
             rings: [Ring::new(), Ring::new()],
             stopped_at: [0; QUEUES],
-            features: 0,
             driver_reset: false,
         }
     }
@@ -139,7 +136,6 @@ impl VhostUserBackendReqHandlerMut for Backend {
         }
         self.rings = [Ring::new(), Ring::new()];
         self.stopped_at = [0; QUEUES];
-        self.features = 0;
         self.driver_reset = true;
         Ok(())
     }
@@ -152,7 +148,6 @@ impl VhostUserBackendReqHandlerMut for Backend {
         if features & !FEATURES != 0 {
             return Err(Error::InvalidParam);
         }
-        self.features = features;
         let protocol = features & VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() != 0;
         for ring in &mut self.rings {
             ring.queue.set_event_idx(features & (1 << VIRTIO_RING_F_EVENT_IDX) != 0);
