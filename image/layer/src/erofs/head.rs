@@ -62,8 +62,6 @@ impl Identity {
         let at = SUPER_OFFSET as usize;
         superblock.uuid = self.uuid;
         head[at..at + SUPER_SIZE].copy_from_slice(&superblock.encode());
-        superblock.checksum = format::superblock_checksum(&head[at..at + format::BLOCK_SIZE as usize]);
-        head[at..at + SUPER_SIZE].copy_from_slice(&superblock.encode());
         head
     }
 }

@@ -200,6 +200,13 @@ fn base64_decode(text: &[u8]) -> Option<Vec<u8>> {
 mod tests {
     use super::*;
 
+    /// A record with the right length in front.
+    fn record(key: &str, value: &[u8]) -> Vec<u8> {
+        let body = key.len() + value.len() + 3;
+        let digits = (1..).find(|digits| (body + digits).to_string().len() == *digits).unwrap();
+        [format!("{} {key}=", body + digits).as_bytes(), value, b"\n"].concat()
+    }
+
     fn parse(data: &[u8]) -> Result<Records, Reason> {
         let mut records = Records::default();
         records.apply(data, 10).map(|()| records)
@@ -207,7 +214,16 @@ mod tests {
 
     #[test]
     fn values_are_binary_and_the_last_record_wins() {
-        let records = parse(b"9 path=x\n9 path=y\n27 SCHILY.xattr.user.a=1\0\n2\n14 uid=100000\n").unwrap();
+        let records = parse(
+            &[
+                record("path", b"x"),
+                record("path", b"y"),
+                record("SCHILY.xattr.user.a", b"1\0\n2"),
+                record("uid", b"100000"),
+            ]
+            .concat(),
+        )
+        .unwrap();
         assert_eq!(records.path.as_deref(), Some(&b"y"[..]));
         assert_eq!(records.uid, Some(100_000));
         assert_eq!(records.xattrs, [(b"user.a".to_vec(), b"1\0\n2".to_vec())]);
@@ -226,18 +242,20 @@ mod tests {
             &b"path=x\n"[..],
             b"999 path=x\n",
             b"8 path=x\n",
-            b"10 path=x\n",
+            b"11 path=x\n",
             b"0 path=x\n",
             b"2 \n",
             b"9 pathxx\n",
-            b"09999999999999999999999 path=x\n",
+            b"00000000000000000000000 path=x\n",
             b"-9 path=x\n",
-            b"11 size=-1\n",
-            b"10 mtime=\xff\n",
-            b"11 path=a\0b\n",
             b"9 path=x",
-            b"23 GNU.sparse.offset=1\n",
-            b"25 GNU.sparse.numbytes=1\n",
+            &record("size", b"-1"),
+            &record("mtime", b"\xff"),
+            &record("path", b"a\0b"),
+            &record("GNU.sparse.offset", b"1"),
+            &record("GNU.sparse.numbytes", b"1"),
+            &record("GNU.sparse.map", b"1"),
+            &record("LIBARCHIVE.xattr.user.%4", b""),
         ] {
             assert!(parse(bad).is_err(), "{}", bad.escape_ascii());
         }
@@ -245,10 +263,10 @@ mod tests {
 
     #[test]
     fn libarchive_attributes_are_decoded_and_yield() {
-        let mut records = parse(b"38 LIBARCHIVE.xattr.user.a%3Db=AAEC/w\n").unwrap();
+        let mut records = parse(&record("LIBARCHIVE.xattr.user.a%3Db", b"AAEC/w")).unwrap();
         assert_eq!(records.take_xattrs(), [(b"user.a=b".to_vec(), vec![0, 1, 2, 255])]);
-        let both = b"32 LIBARCHIVE.xattr.user.a=AAEC\n24 SCHILY.xattr.user.a=x\n";
-        assert_eq!(parse(both).unwrap().take_xattrs().pop(), Some((b"user.a".to_vec(), b"x".to_vec())));
+        let both = [record("SCHILY.xattr.user.a", b"x"), record("LIBARCHIVE.xattr.user.a", b"AAEC")].concat();
+        assert_eq!(parse(&both).unwrap().take_xattrs().pop(), Some((b"user.a".to_vec(), b"x".to_vec())));
         assert_eq!(base64_decode(b"QQ=="), Some(b"A".to_vec()));
         assert_eq!(base64_decode(b"QQ"), Some(b"A".to_vec()));
         assert_eq!(base64_decode(b"Q"), None);
