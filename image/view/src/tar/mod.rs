@@ -52,8 +52,7 @@ pub fn write(out: impl Write, tree: &Merged, limits: Limits) -> Result<Summary> 
             if child.node.is_dir() {
                 walk.push(&folder, child, ())?;
             } else {
-                let copied = writer.leaf(folder.path.join(&child.name), &child.node)?;
-                walk.count_data(copied)?;
+                writer.leaf(&mut walk, folder.path.join(&child.name), &child.node)?;
             }
         }
     }
@@ -71,8 +70,8 @@ struct Writer<'a, W: Write> {
 }
 
 impl<W: Write> Writer<'_, W> {
-    /// Writes anything but a directory; the bytes of contents.
-    fn leaf(&mut self, path: Vec<u8>, node: &Node) -> Result<u64> {
+    /// Writes anything but a directory.
+    fn leaf(&mut self, walk: &mut Walk<'_, ()>, path: Vec<u8>, node: &Node) -> Result<()> {
         let kind = match node.meta().mode as u16 & S_IFMT {
             _ if node.is_file() => EntryType::Regular,
             _ if node.is_symlink() => EntryType::Symlink,
@@ -81,15 +80,14 @@ impl<W: Write> Writer<'_, W> {
             S_IFIFO => EntryType::Fifo,
             _ => {
                 self.summary.sockets += 1;
-                return Ok(0);
+                return Ok(());
             }
         };
         if node.may_have_links() {
             match self.links.entry(node.id()) {
                 Slot::Occupied(first) => {
                     let first = first.get().clone();
-                    self.entry(&path, node, EntryType::Link, &first)?;
-                    return Ok(0);
+                    return self.entry(&path, node, EntryType::Link, &first);
                 }
                 Slot::Vacant(slot) => {
                     slot.insert(path.clone());
@@ -97,11 +95,10 @@ impl<W: Write> Writer<'_, W> {
             }
         }
         if node.is_file() {
-            return self.file(&path, node);
+            return self.file(walk, &path, node);
         }
         let target = if node.is_symlink() { self.tree.link_target(node)? } else { Vec::new() };
-        self.entry(&path, node, kind, &target)?;
-        Ok(0)
+        self.entry(&path, node, kind, &target)
     }
 
     /// Writes an entry without contents.
@@ -109,12 +106,13 @@ impl<W: Write> Writer<'_, W> {
         self.header(path, node, kind, link, 0, None)
     }
 
-    fn file(&mut self, path: &[u8], node: &Node) -> Result<u64> {
+    fn file(&mut self, walk: &mut Walk<'_, ()>, path: &[u8], node: &Node) -> Result<()> {
         let (mut data, mut holes) = (0u64, 0u64);
         for run in self.tree.runs(node) {
             let run = run?;
             *if run.source.is_some() { &mut data } else { &mut holes } += run.len;
         }
+        walk.count_data(data)?;
         if holes == 0 {
             self.header(path, node, EntryType::Regular, b"", data, None)?;
         } else {
@@ -130,8 +128,7 @@ impl<W: Write> Writer<'_, W> {
                 self.copy(node, &run, &mut buffer)?;
             }
         }
-        self.pad(data)?;
-        Ok(data)
+        self.pad(data)
     }
 
     fn header(

@@ -5,6 +5,7 @@
 mod disk;
 mod erofs;
 mod ext4;
+mod hostile;
 mod merged;
 mod reader;
 mod scratch;
