@@ -6,7 +6,6 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use cloister_vsock::{Config, Device, DialError};
@@ -183,25 +182,29 @@ fn kernel() -> PathBuf {
         .expect("a guest kernel in the cache: run `make kernel`")
 }
 
-/// The initramfs with the guest program, built once per test process.
-fn initramfs() -> &'static Path {
-    static PATH: OnceLock<(tempfile::TempDir, PathBuf)> = OnceLock::new();
-    let (_, path) = PATH.get_or_init(|| {
-        let dir = tempfile::tempdir().unwrap();
-        let program = dir.path().join("init");
-        // Not through cargo: a static program needs flags that must not touch anything else, and this one needs std only.
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vm/guest.rs");
-        let built = Command::new(std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()))
-            .args(["--edition", "2024", "-O", "-C", "target-feature=+crt-static", "-C", "strip=symbols"])
-            .args(["-C", "panic=abort", "-o"])
-            .arg(&program)
-            .arg(source)
-            .output()
-            .expect("rustc runs");
-        assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
-        let archive = dir.path().join("initramfs");
-        std::fs::write(&archive, cpio::pack(&std::fs::read(&program).unwrap())).unwrap();
-        (dir, archive)
-    });
-    path
+/// The initramfs with the guest program, built when its sources are newer. Every test is a process of its own, hence the file.
+fn initramfs() -> PathBuf {
+    let built = Path::new(env!("CARGO_TARGET_TMPDIR")).join("vsock-guest.cpio");
+    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vm");
+    let changed = |path: &Path| path.metadata().and_then(|meta| meta.modified()).ok();
+    let newest =
+        ["guest.rs", "wire.rs", "cpio.rs"].iter().filter_map(|name| changed(&sources.join(name))).max();
+    if changed(&built) > newest {
+        return built;
+    }
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let program = dir.path().join("init");
+    // Not through cargo: a static program needs flags that must not touch anything else, and this one needs std only.
+    let compiler = Command::new(std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()))
+        .args(["--edition", "2024", "-O", "-C", "target-feature=+crt-static", "-C", "strip=symbols"])
+        .args(["-C", "panic=abort", "-o"])
+        .arg(&program)
+        .arg(sources.join("guest.rs"))
+        .output()
+        .expect("rustc runs");
+    assert!(compiler.status.success(), "{}", String::from_utf8_lossy(&compiler.stderr));
+    let archive = dir.path().join("initramfs");
+    std::fs::write(&archive, cpio::pack(&std::fs::read(&program).unwrap())).unwrap();
+    std::fs::rename(&archive, &built).unwrap();
+    built
 }
