@@ -63,7 +63,7 @@ pub struct VmConfig {
     pub cpus: u32,
     /// Most virtual processors it may grow to.
     pub max_cpus: u32,
-    /// Devices that can be plugged (disks, shares, networks; one is used by the first growth of memory).
+    /// Devices that can be plugged, at most 31: vsock, disks, shares, networks; the first growth of memory takes one.
     pub hotplug_ports: usize,
     /// Emulation or KVM.
     pub accel: Accel,
@@ -79,7 +79,7 @@ pub const DEFAULT_CMDLINE: &str =
     "console=ttyS0 quiet panic=-1 reboot=t no_timer_check tsc=reliable rcupdate.rcu_expedited=1";
 
 impl VmConfig {
-    /// A VM of 256 MiB that can grow to 4 GiB, 1 processor that can become 4, 16 ports.
+    /// A VM of 256 MiB that can grow to 4 GiB, 1 processor that can become 4, 31 slots.
     pub fn new(run_dir: PathBuf, kernel: PathBuf, initrd: Option<PathBuf>) -> Self {
         let console = Console { path: run_dir.join("console.log"), limit: MIB };
         Self {
@@ -91,7 +91,7 @@ impl VmConfig {
             max_memory: 4096 * MIB,
             cpus: 1,
             max_cpus: 4,
-            hotplug_ports: 16,
+            hotplug_ports: crate::qemu::ports::MAX_PORTS,
             accel: Accel::Auto,
             console,
             restore: None,
@@ -100,10 +100,10 @@ impl VmConfig {
 
     /// Checks what QEMU would complain about in its own words, or not at all.
     pub(crate) fn check(&self) -> Result<()> {
-        if self.memory < 32 * MIB || self.memory % MEMORY_STEP != 0 {
+        if self.memory < 32 * MIB || !self.memory.is_multiple_of(MEMORY_STEP) {
             return Err(Error::invalid("memory", format!("{} bytes is not a multiple of 2 MiB from 32 MiB", self.memory)));
         }
-        if self.max_memory < self.memory || self.max_memory % MEMORY_STEP != 0 {
+        if self.max_memory < self.memory || !self.max_memory.is_multiple_of(MEMORY_STEP) {
             return Err(Error::invalid("max_memory", format!("{} bytes is below memory or no multiple of 2 MiB", self.max_memory)));
         }
         if self.cpus == 0 || self.max_cpus < self.cpus || self.max_cpus > 255 {

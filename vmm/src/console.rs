@@ -14,8 +14,8 @@ use crate::{Error, Result};
 
 /// Smallest bound that still leaves a readable log.
 const MIN_LIMIT: u64 = 8192;
-/// How much of the log's end goes into an error message, in bytes.
-const TAIL: u64 = 512;
+/// How much of the log's end is searched for the reason of a guest's death, in bytes.
+const TAIL: u64 = 16 << 10;
 
 /// Opens the log and starts the thread that fills it; returns the end for QEMU. The thread ends when
 /// QEMU's end is closed, that is with QEMU.
@@ -36,8 +36,9 @@ pub(crate) fn start(console: &Console) -> Result<OwnedFd> {
     Ok(theirs.into())
 }
 
-/// The printable end of a console log, on one line; empty when there is none.
-pub(crate) fn tail(path: &Path) -> String {
+/// What the console says about the end of a guest, on one line and printable: the kernel's panic message if there
+/// is one, otherwise the last lines. Empty when there is nothing.
+pub(crate) fn last_words(path: &Path) -> String {
     let read = || -> std::io::Result<Vec<u8>> {
         let mut file = File::open(path)?;
         let size = file.metadata()?.len();
@@ -47,11 +48,12 @@ pub(crate) fn tail(path: &Path) -> String {
         Ok(bytes)
     };
     let bytes = read().unwrap_or_default();
-    let text: String = String::from_utf8_lossy(&bytes)
-        .chars()
-        .map(|c| if c.is_ascii_graphic() { c } else { ' ' })
-        .collect();
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
+    let text = String::from_utf8_lossy(&bytes);
+    let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+    let panic = lines.iter().find(|line| line.contains("Kernel panic")).copied();
+    let words = panic.map_or_else(|| lines.get(lines.len().saturating_sub(3)..).unwrap_or_default().join("; "), String::from);
+    let printable: String = words.chars().map(|c| if c.is_ascii_graphic() { c } else { ' ' }).take(400).collect();
+    printable.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 /// Two files, each at most half the bound: the older is dropped when the newer is full.
@@ -107,7 +109,7 @@ mod tests {
         }
         let sizes: u64 = std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().metadata().unwrap().len()).sum();
         assert!(sizes <= 20_000, "{sizes}");
-        assert!(tail(&path).ends_with("line 9999"));
+        assert_eq!(last_words(&path), "line 9997; line 9998; line 9999");
     }
 
     #[test]
@@ -119,10 +121,13 @@ mod tests {
     }
 
     #[test]
-    fn the_tail_carries_no_terminal_commands() {
+    fn the_last_words_are_the_panic_and_carry_no_terminal_commands() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("console.log");
-        std::fs::write(&path, b"\x1b]0;evil\x07 Kernel  panic\r\n\xff").unwrap();
-        assert_eq!(tail(&path), "]0;evil Kernel panic");
+        std::fs::write(&path, b"\x1b]0;evil\x07  x\r\n\xff").unwrap();
+        assert_eq!(last_words(&path), "]0;evil x;");
+        std::fs::write(&path, b"boot\n[ 1.0] Kernel panic - not syncing: why\nCPU: 0\n").unwrap();
+        assert_eq!(last_words(&path), "[ 1.0] Kernel panic - not syncing: why");
+        assert_eq!(last_words(&dir.path().join("none")), "");
     }
 }

@@ -50,7 +50,8 @@ struct Request {
 #[derive(Debug)]
 pub(crate) struct Qmp {
     requests: mpsc::Sender<Request>,
-    events: broadcast::Sender<QmpEvent>,
+    /// Only copied, never read. A sender kept here would hide the end of the connection from the readers.
+    events: broadcast::Receiver<QmpEvent>,
     task: tokio::task::JoinHandle<()>,
     version: (i64, i64, i64),
 }
@@ -60,8 +61,8 @@ impl Qmp {
     pub async fn connect(socket: StdUnixStream) -> Result<Self> {
         socket.set_nonblocking(true).map_err(Error::os("prepare the QMP socket"))?;
         let stream = UnixStream::from_std(socket).map_err(Error::os("prepare the QMP socket"))?;
-        let (events, _) = broadcast::channel(64);
-        let mut connection = Connection { stream, buffer: Vec::new(), scanned: 0, events: events.clone(), next_id: 0 };
+        let (sender, events) = broadcast::channel(64);
+        let mut connection = Connection { stream, buffer: Vec::new(), scanned: 0, events: sender, next_id: 0 };
         let greeting: QapiCapabilities = connection.line().await.and_then(|line| {
             serde_json::from_slice(&line).map_err(|e| Error::Protocol(format!("not a QMP greeting: {e}")))
         })?;
@@ -80,7 +81,7 @@ impl Qmp {
 
     /// Events from now on.
     pub fn events(&self) -> broadcast::Receiver<QmpEvent> {
-        self.events.subscribe()
+        self.events.resubscribe()
     }
 
     /// Runs a command of the schema.

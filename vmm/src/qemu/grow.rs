@@ -3,8 +3,7 @@
 use qapi::qmp::{device_add, qom_set, query_hotpluggable_cpus};
 use serde_json::{Value, json};
 
-use super::Qemu;
-use super::ports::Port;
+use super::{Qemu, plug};
 use crate::config::MEMORY_STEP;
 use crate::{Error, Result};
 
@@ -16,7 +15,7 @@ const BACKEND: &str = "growth-memory";
 /// Offers the guest `total` bytes through virtio-mem, which is plugged at the first growth.
 pub(super) async fn memory(vm: &Qemu, total: u64) -> Result<()> {
     let (least, most) = (vm.config.memory, vm.config.max_memory);
-    if total % MEMORY_STEP != 0 || !(least..=most).contains(&total) {
+    if !total.is_multiple_of(MEMORY_STEP) || !(least..=most).contains(&total) {
         return Err(Error::invalid("memory", format!("{total} bytes is not a multiple of 2 MiB in {least}..={most}")));
     }
     let extra = total - least;
@@ -35,24 +34,14 @@ pub(super) async fn memory(vm: &Qemu, total: u64) -> Result<()> {
         "share": true, "reserve": false, "merge": false, "dump": false,
     });
     vm.qmp.call("object-add", backend).await?;
-    if let Err(error) = add(vm, &port, extra).await {
+    let properties = [("memdev", Value::from(BACKEND)), ("requested-size", extra.into())];
+    if let Err(error) = plug::add(vm, "virtio-mem-pci", DEVICE, &port, properties).await {
         // Only tidies up: the device is what the caller has to hear about.
         let _ = vm.qmp.call("object-del", json!({ "id": BACKEND })).await;
         return Err(error);
     }
     plugged.growth = Some(port);
     Ok(())
-}
-
-async fn add(vm: &Qemu, port: &Port, extra: u64) -> Result<()> {
-    let properties = [("memdev", Value::from(BACKEND)), ("requested-size", extra.into())];
-    let device = device_add::new(
-        "virtio-mem-pci",
-        DEVICE.to_owned(),
-        port.bus(),
-        properties.map(|(name, value)| (name.to_owned(), value)),
-    );
-    vm.qmp.run(device).await.map(drop)
 }
 
 /// Plugs processors until there are `total`.

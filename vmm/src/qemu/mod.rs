@@ -304,7 +304,7 @@ impl Watcher {
         let (cause, detail) = match reason {
             _ if self.requested.load(Ordering::Relaxed) => (Cause::Requested, String::new()),
             Some("guest-shutdown") => (Cause::GuestShutdown, String::new()),
-            Some("guest-reset" | "guest-panic") => (Cause::GuestReset, console::tail(&self.console)),
+            Some("guest-reset" | "guest-panic") => (Cause::GuestReset, console::last_words(&self.console)),
             _ => (Cause::Failed, words),
         };
         Exit { cause, detail }

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use tokio::sync::broadcast::error::RecvError;
 
 use super::Qemu;
-use super::ports::Port;
+use super::ports::{BUS, Port};
 use crate::disk::{self, ImageDisk, RawDisk};
 use crate::process::Process;
 use crate::qmp::{FdSet, QmpEvent};
@@ -102,8 +102,8 @@ async fn block_device(vm: &Qemu, serial: &str, mut node: Value) -> Result<Device
         node.insert("node-name".into(), id.0.clone().into());
     }
     vm.qmp.call("blockdev-add", node).await?;
-    let properties = [("drive", Value::from(id.0.as_str())), ("serial", serial.into())];
-    if let Err(error) = add(vm, "virtio-blk-pci", &id, &port, properties).await {
+    let properties = [("drive", Value::from(id.0.as_str())), ("serial", serial.into()), modern()];
+    if let Err(error) = add(vm, "virtio-blk-pci", &id.0, &port, properties).await {
         // Only tidies up: the device is what the caller has to hear about.
         let _ = vm.qmp.run(blockdev_del { node_name: id.0 }).await;
         return Err(error);
@@ -121,7 +121,7 @@ pub(super) async fn share(vm: &Qemu, share: Share) -> Result<DeviceId> {
     let added = async {
         connected_chardev(vm, &id.0, socket).await?;
         let properties = [("chardev", Value::from(id.0.as_str())), ("tag", share.tag.as_str().into())];
-        let added = add(vm, "vhost-user-fs-pci", &id, &port, properties).await;
+        let added = add(vm, "vhost-user-fs-pci", &id.0, &port, properties).await;
         if added.is_err() {
             // Only tidies up.
             let _ = vm.qmp.run(chardev_remove { id: id.0.clone() }).await;
@@ -158,8 +158,8 @@ pub(super) async fn tap(vm: &Qemu, tap: Tap) -> Result<DeviceId> {
     let [a, b, c, d, e, f] = tap.mac;
     let mac = format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}");
     // Without a ROM: nothing boots from the network.
-    let properties = [("netdev", Value::from(id.0.as_str())), ("mac", mac.into()), ("romfile", "".into())];
-    if let Err(error) = add(vm, "virtio-net-pci", &id, &port, properties).await {
+    let properties = [("netdev", Value::from(id.0.as_str())), ("mac", mac.into()), ("romfile", "".into()), modern()];
+    if let Err(error) = add(vm, "virtio-net-pci", &id.0, &port, properties).await {
         // Only tidies up.
         let _ = vm.qmp.run(netdev_del { id: id.0 }).await;
         return Err(error);
@@ -216,15 +216,22 @@ fn next_id(plugged: &mut Plugged) -> DeviceId {
     DeviceId(format!("dev{}", plugged.next))
 }
 
-async fn add<const N: usize>(
+/// Without the I/O ports of virtio before 1.0, which a conventional bus would otherwise offer.
+fn modern() -> (&'static str, Value) {
+    ("disable-legacy", "on".into())
+}
+
+/// `device_add` into a slot.
+pub(super) async fn add<const N: usize>(
     vm: &Qemu,
     driver: &str,
-    id: &DeviceId,
+    id: &str,
     port: &Port,
     properties: [(&str, Value); N],
 ) -> Result<()> {
-    let properties: Map<String, Value> = properties.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
-    vm.qmp.run(device_add::new(driver, id.0.clone(), port.bus(), properties)).await.map(drop)
+    let mut arguments: Map<String, Value> = properties.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+    arguments.insert("addr".into(), port.addr().into());
+    vm.qmp.run(device_add::new(driver, id.to_owned(), BUS.to_owned(), arguments)).await.map(drop)
 }
 
 /// A character device on a socket that is connected already.

@@ -1,11 +1,16 @@
-//! Hot-plug slots, made when the machine is made and handed out one per device.
+//! Hot-plug slots, handed out one per device.
+//!
+//! All are on ONE conventional PCI bus behind a bridge: the guest enumerates one bridge at boot instead of a root port
+//! for each slot, and ACPI plugs into it as well.
 
 use std::sync::{Arc, Mutex};
 
 use crate::{Error, Result};
 
-/// Most slots: what fits beside the machine's own devices on the first PCI bus, eight functions per device.
-pub const MAX_PORTS: usize = 128;
+/// QEMU's id of the bus.
+pub(crate) const BUS: &str = "slots";
+/// Most slots: a PCI bus has 32, the first one belongs to the bridge.
+pub const MAX_PORTS: usize = 31;
 
 /// The slots of one VM.
 #[derive(Debug, Clone)]
@@ -35,9 +40,9 @@ impl Ports {
 }
 
 impl Port {
-    /// QEMU's id of the bus behind the slot.
-    pub fn bus(&self) -> String {
-        format!("port{}", self.number)
+    /// The slot's number on the bus, as QEMU's `addr` property.
+    pub fn addr(&self) -> String {
+        format!("{:#x}", self.number + 1)
     }
 }
 
@@ -59,9 +64,9 @@ mod tests {
         let ports = Ports::new(2);
         let a = ports.take().unwrap();
         let b = ports.take().unwrap();
-        assert_eq!((a.bus(), b.bus()), ("port0".into(), "port1".into()));
+        assert_eq!((a.addr(), b.addr()), ("0x1".into(), "0x2".into()));
         assert_eq!(ports.take().unwrap_err().to_string(), "no free hot-plug port: all 2 carry a device");
         drop(a);
-        assert_eq!(ports.take().unwrap().bus(), "port0");
+        assert_eq!(ports.take().unwrap().addr(), "0x1");
     }
 }

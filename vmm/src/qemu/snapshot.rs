@@ -11,7 +11,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use qapi::qmp::{chardev_remove, device_add, query_migrate};
+use qapi::qmp::{chardev_remove, query_migrate};
 use rustix::fs::{MemfdFlags, Mode, OFlags, memfd_create};
 use serde_json::{Value, json};
 
@@ -97,24 +97,17 @@ pub(super) async fn load(vm: &Qemu, saved: Saved) -> Result<()> {
     finished(vm).await?;
     let port = vm.ports.take()?;
     let (transport, frontend) = Transport::open()?;
-    let (driver, name, value): (_, _, Value) = match frontend {
+    match frontend {
         Frontend::VhostUser(socket) => {
             plug::connected_chardev(vm, VSOCK, socket).await?;
-            ("vhost-user-vsock-pci", "chardev", VSOCK.into())
+            plug::add(vm, "vhost-user-vsock-pci", VSOCK, &port, [("chardev", VSOCK.into())]).await?;
         }
         Frontend::Vhost { fd, cid } => {
             vm.qmp.get_fd(VSOCK, fd).await?;
-            let properties = [("guest-cid", cid.into()), ("vhostfd", VSOCK.into())];
-            let properties = properties.map(|(name, value): (&str, Value)| (name.to_owned(), value));
-            vm.qmp.run(device_add::new("vhost-vsock-pci", VSOCK.to_owned(), port.bus(), properties)).await?;
-            return keep(vm, transport, port).await;
+            let properties = [("guest-cid", Value::from(cid)), ("vhostfd", VSOCK.into())];
+            plug::add(vm, "vhost-vsock-pci", VSOCK, &port, properties).await?;
         }
-    };
-    vm.qmp.run(device_add::new(driver, VSOCK.to_owned(), port.bus(), [(name.to_owned(), value)])).await?;
-    keep(vm, transport, port).await
-}
-
-async fn keep(vm: &Qemu, transport: Transport, port: super::ports::Port) -> Result<()> {
+    }
     *vm.vsock.lock().await = Some(Arc::new(transport));
     *vm.vsock_port.lock().await = Some(port);
     Ok(())

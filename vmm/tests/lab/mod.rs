@@ -1,5 +1,5 @@
 //! What the VM tests share: the kernel from the cache, a guest made of one static program, and a VM around it.
-#![allow(dead_code, missing_docs)]
+#![allow(dead_code, missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

@@ -1,5 +1,5 @@
 //! A VM boots, ends, and fails with a reason.
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod lab;
 

@@ -1,0 +1,196 @@
+//! Devices come and go in a running guest.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod lab;
+
+use std::fs::{self, File};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::time::Duration;
+
+use cloister_vmm::{Event, Extent, ImageDisk, MIB, RawDisk, Share, Vmm};
+use lab::{Guest, LIMIT, children};
+
+fn file(bytes: &[u8]) -> File {
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(bytes).unwrap();
+    file
+}
+
+#[tokio::test]
+async fn an_image_of_130_pieces_is_one_disk_in_order_and_read_only() {
+    let guest = Guest::boot().await;
+    // Each piece lies behind a sector that must not be seen, and starts with what looks like another format.
+    let pieces: Vec<Vec<u8>> = (0..130u8).map(|n| [b"QFI\xfb".as_slice(), &[n; 1020]].concat()).collect();
+    let extents = pieces.iter().map(|p| Extent {
+        file: file(&[[0xee; 512].as_slice(), p, &[0xee; 512]].concat()).into(),
+        offset: 512,
+        len: 1024,
+    });
+    let id = guest.vm.plug_image(ImageDisk { serial: "image-0".into(), extents: extents.collect() }).await.unwrap();
+    let disk = guest.disk("image-0").await;
+    let name = disk.trim_start_matches("/dev/");
+    assert_eq!(guest.ask(&format!("cat /sys/block/{name}/size")).await.unwrap().trim(), "260");
+    assert_eq!(guest.ask(&format!("cat /sys/block/{name}/ro")).await.unwrap().trim(), "1");
+    let seen = lab::ask(&guest.vm, &format!("read {disk} 0 133120")).await.unwrap();
+    assert!(seen == pieces.concat());
+    assert!(guest.ask(&format!("poke {disk} 0 x")).await.is_err());
+    let metrics = guest.vm.metrics().await.unwrap();
+    assert!(metrics.disks.first().is_some_and(|d| d.read_bytes >= 133_120 && d.written_bytes == 0), "{metrics:?}");
+    // Only the block nodes hold the files now, and not one of them can be written through.
+    let fds = format!("/proc/{}/fd", guest.vm.pid());
+    let held = fs::read_dir(&fds).unwrap().count();
+    assert!(held < 130 + 64, "{held}");
+    guest.vm.unplug(&id, LIMIT).await.unwrap();
+    assert!(fs::read_dir(&fds).unwrap().count() < 64);
+    assert!(guest.vm.unplug(&id, LIMIT).await.unwrap_err().to_string().contains("is not plugged"));
+}
+
+#[tokio::test]
+async fn what_the_guest_writes_is_never_taken_for_a_format() {
+    let guest = Guest::boot().await;
+    let mut scratch = file(&vec![0; 1 << 20]);
+    let disk = |file: &File| RawDisk {
+        serial: "scratch".into(),
+        file: file.try_clone().unwrap().into(),
+        read_only: false,
+        ephemeral: true,
+    };
+    let id = guest.vm.plug_disk(disk(&scratch)).await.unwrap();
+    let name = guest.disk("scratch").await;
+    guest.ask(&format!("poke {name} 0 QFI")).await.unwrap();
+    guest.vm.unplug(&id, LIMIT).await.unwrap();
+    // The rest of what makes it a qcow2 header: the bytes our test guest cannot put into a command.
+    scratch.seek(SeekFrom::Start(0)).unwrap();
+    scratch.write_all(b"QFI\xfb\0\0\0\x03").unwrap();
+
+    guest.vm.plug_disk(disk(&scratch)).await.unwrap();
+    let name = guest.disk("scratch").await;
+    let base = name.trim_start_matches("/dev/");
+    // A disk taken for qcow2 would have another size and other content.
+    assert_eq!(guest.ask(&format!("cat /sys/block/{base}/size")).await.unwrap().trim(), "2048");
+    let bytes = lab::ask(&guest.vm, &format!("read {name} 0 8")).await.unwrap();
+    assert_eq!(bytes, b"QFI\xfb\0\0\0\x03");
+    guest.ask(&format!("poke {name} 4096 kept")).await.unwrap();
+    let mut kept = [0u8; 4];
+    scratch.seek(SeekFrom::Start(4096)).unwrap();
+    scratch.read_exact(&mut kept).unwrap();
+    assert_eq!(&kept, b"kept");
+}
+
+#[tokio::test]
+async fn a_share_is_sandboxed_and_its_death_is_reported() {
+    let guest = Guest::boot().await;
+    let shared = tempfile::tempdir().unwrap();
+    let secret = tempfile::tempdir().unwrap();
+    fs::write(shared.path().join("hello"), "from the host").unwrap();
+    fs::write(secret.path().join("secret"), "not for guests").unwrap();
+    let share = |tag: &str, read_only| Share { tag: tag.into(), path: shared.path().to_owned(), read_only };
+    let mut events = guest.vm.events();
+    guest.vm.plug_share(share("data", false)).await.unwrap();
+    guest.vm.plug_share(share("fixed", true)).await.unwrap();
+    guest.until("mount virtiofs data /data", "").await;
+    assert_eq!(guest.ask("cat /data/hello").await.unwrap(), "from the host");
+    guest.ask("write /data/back text").await.unwrap();
+    assert_eq!(fs::read_to_string(shared.path().join("back")).unwrap(), "text");
+    // Links out of the share resolve in the guest, or inside the share.
+    let outside = secret.path().join("secret");
+    guest.ask(&format!("link {} /data/out", outside.display())).await.unwrap();
+    assert!(guest.ask("cat /data/out").await.is_err());
+    guest.until("mount virtiofs fixed /fixed", "").await;
+    assert_eq!(guest.ask("cat /fixed/hello").await.unwrap(), "from the host");
+    assert!(guest.ask("write /fixed/hello no").await.is_err());
+
+    let daemons = children(&format!("--shared-dir={}", shared.path().display()));
+    assert!(daemons.len() >= 2, "{daemons:?}");
+    for pid in &daemons {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        assert!(status.contains("NoNewPrivs:\t1"), "{status}");
+    }
+    // The process that serves the guest is filtered and in namespaces of its own; its parent only waits for it.
+    let ns = |pid: &u32, kind: &str| fs::read_link(format!("/proc/{pid}/ns/{kind}")).unwrap();
+    let own = std::process::id();
+    let serving: Vec<&u32> = daemons.iter().filter(|pid| ns(pid, "pid") != ns(&own, "pid")).collect();
+    assert_eq!(serving.len(), 2, "{daemons:?}");
+    for pid in serving {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        assert!(status.contains("Seccomp:\t2"), "{status}");
+        for kind in ["mnt", "net"] {
+            assert_ne!(ns(pid, kind), ns(&own, kind));
+        }
+    }
+
+    let victim = children(&format!("--shared-dir={}", shared.path().display()));
+    for pid in victim {
+        // The first one takes the other with it.
+        let pid = rustix::process::Pid::from_raw(pid.cast_signed()).unwrap();
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+    }
+    let event = tokio::time::timeout(LIMIT, events.recv()).await.unwrap().unwrap();
+    assert!(matches!(&event, Event::ShareFailed { reason, .. } if reason.contains("signal 9")), "{event:?}");
+}
+
+#[tokio::test]
+async fn a_share_of_nothing_is_one_clear_line() {
+    let guest = Guest::boot().await;
+    let share = Share { tag: "x".into(), path: "/nonexistent".into(), read_only: true };
+    let error = guest.vm.plug_share(share).await.unwrap_err().to_string();
+    assert!(error.starts_with("cannot open shared folder /nonexistent: No such file"), "{error}");
+    let share = Share { tag: "x".into(), path: "/etc/hostname".into(), read_only: true };
+    let error = guest.vm.plug_share(share).await.unwrap_err().to_string();
+    assert!(error.starts_with("cannot open shared folder /etc/hostname: Not a directory"), "{error}");
+}
+
+#[tokio::test]
+async fn memory_and_processors_grow_and_vsock_and_shares_go_on() {
+    let guest = Guest::boot().await;
+    let total = async || -> u64 {
+        let info = guest.ask("cat /proc/meminfo").await.unwrap();
+        info.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() / 1024
+    };
+    let before = total().await;
+    guest.vm.set_memory(512 * MIB).await.unwrap();
+    let mut after = total().await;
+    for _ in 0..600 {
+        if after >= before + 250 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        after = total().await;
+    }
+    assert!(after >= before + 250, "{before} → {after} MiB");
+    assert_eq!(guest.vm.metrics().await.unwrap().memory, 512 * MIB);
+    // The devices in other processes see the new memory too.
+    guest.ask("touch 300").await.unwrap();
+    assert!(guest.ask("cat /proc/version").await.unwrap().contains("Linux"));
+    let error = guest.vm.set_memory(1 << 40).await.unwrap_err().to_string();
+    assert!(error.starts_with("memory: 1099511627776 bytes"), "{error}");
+
+    guest.vm.set_cpus(2).await.unwrap();
+    guest.until("ls /sys/devices/system/cpu", "cpu1").await;
+    guest.until("write /sys/devices/system/cpu/cpu1/online 1", "").await;
+    assert_eq!(guest.ask("cat /sys/devices/system/cpu/online").await.unwrap().trim(), "0-1");
+    assert_eq!(guest.vm.metrics().await.unwrap().cpus, 2);
+    assert!(guest.vm.set_cpus(99).await.is_err());
+}
+
+#[tokio::test]
+async fn ports_run_out_with_an_error_and_are_reused() {
+    let guest = Guest::boot().await;
+    let mut ids = Vec::new();
+    let disk = |n: usize| RawDisk {
+        serial: format!("d{n}"),
+        file: file(&[0; 4096]).into(),
+        read_only: true,
+        ephemeral: false,
+    };
+    // One port carries vsock.
+    for n in 0..30 {
+        ids.push(guest.vm.plug_disk(disk(n)).await.unwrap());
+    }
+    let error = guest.vm.plug_disk(disk(30)).await.unwrap_err().to_string();
+    assert_eq!(error, "no free hot-plug port: all 31 carry a device");
+    guest.disk("d29").await;
+    guest.vm.unplug(&ids[3], LIMIT).await.unwrap();
+    guest.vm.plug_disk(disk(30)).await.unwrap();
+    guest.disk("d30").await;
+}
