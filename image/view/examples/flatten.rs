@@ -1,5 +1,5 @@
 //! Measures: `flatten erofs|ext4|tar OUT LAYER…` writes the merged view of EROFS files, lowest first;
-//! `flatten scratch OUT BYTES` makes an empty disk. Prints wall time and peak memory.
+//! `flatten layer OUT BLOB` converts a layer; `flatten scratch OUT BYTES` makes an empty disk. Prints wall time and peak memory.
 
 use std::fs::File;
 use std::time::Instant;
@@ -10,7 +10,7 @@ use cloister_view::{Error, Result, erofs, ext4, reader, scratch, tar};
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [format, to, rest @ ..] = arguments.as_slice() else {
-        return Err(Error::Invalid("usage: flatten erofs|ext4|tar|scratch OUT LAYER…|BYTES".into()));
+        return Err(Error::Invalid("usage: flatten erofs|ext4|tar|layer|scratch OUT LAYER…|BYTES".into()));
     };
     let open = |options: &mut std::fs::OpenOptions, path: &String| {
         options.open(path).map_err(|source| Error::Io { what: format!("open {path}"), source })
@@ -20,6 +20,10 @@ fn main() -> Result<()> {
     if format == "scratch" {
         let size = rest.first().and_then(|size| size.parse().ok()).unwrap_or(10 << 30);
         scratch::create(&out, size)?;
+    } else if format == "layer" {
+        use cloister_layer::{Expected, convert};
+        let blob = open(File::options().read(true), rest.first().unwrap_or(to))?;
+        convert(blob, &Expected::default(), &out, &cloister_layer::Limits::default(), &|_| ())?;
     } else {
         let layers = rest
             .iter()

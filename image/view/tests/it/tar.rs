@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 
+use cloister_layer::{Expected, convert};
 use cloister_view::merged::{Limits, Merged};
 use cloister_view::tar::write;
 
@@ -28,6 +29,13 @@ fn gnu_tar_unpacks_every_kind_of_entry() {
     let mut expected = picture_merged(&tree);
     expected.remove(&b"socket"[..]);
     assert_same(&picture(&dir.path().join("out")), &expected);
+
+    // Our own layer reader takes it back.
+    let layer = dir.path().join("layer.erofs");
+    let out = File::options().read(true).write(true).create_new(true).open(&layer).unwrap();
+    let blob = File::open(&archive).unwrap();
+    convert(blob, &Expected::default(), &out, &cloister_layer::Limits::default(), &|_| ()).unwrap();
+    assert_same(&picture_merged(&Merged::new(vec![open(&layer)]).unwrap()), &expected);
 
     let mut again = Vec::new();
     write(&mut again, &tree, Limits::default()).unwrap();
