@@ -51,8 +51,8 @@ impl ImageConfig {
 impl ParsedConfig {
     pub(crate) fn parse(json: &[u8], digest: &Digest) -> Result<Self> {
         let subject = || format!("image config {digest}");
-        let config: ImageConfiguration =
-            serde_json::from_slice(json).map_err(|error| Error::invalid(subject(), format!("not an image configuration: {error}")))?;
+        let config: ImageConfiguration = serde_json::from_slice(json)
+            .map_err(|error| Error::invalid(subject(), format!("not an image configuration: {error}")))?;
         if config.rootfs().typ() != "layers" {
             return Err(Error::invalid(subject(), "rootfs.type is not `layers`"));
         }
@@ -60,7 +60,9 @@ impl ParsedConfig {
             .rootfs()
             .diff_ids()
             .iter()
-            .map(|text| text.parse::<Digest>().map_err(|error| Error::invalid(subject(), format!("diff ID: {error}"))))
+            .map(|text| {
+                text.parse::<Digest>().map_err(|error| Error::invalid(subject(), format!("diff ID: {error}")))
+            })
             .collect::<Result<_>>()?;
         let platform = Platform::new(
             &config.os().to_string(),

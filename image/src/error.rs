@@ -111,8 +111,17 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
     pub(crate) fn invalid(subject: impl Into<String>, why: impl Into<String>) -> Self {
-        Self::Invalid { subject: subject.into(), why: why.into() }
+        Self::Invalid { subject: one_line(subject.into()), why: one_line(why.into()) }
     }
+}
+
+/// Texts from an image may be megabytes with line breaks; a message is neither.
+fn one_line(text: String) -> String {
+    const MAX: usize = 400;
+    if text.len() <= MAX && !text.contains(char::is_control) {
+        return text;
+    }
+    text.chars().take(MAX).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
 /// Adds the verb and the path to a system error.

@@ -5,6 +5,8 @@
 pub mod config;
 pub mod error;
 pub mod export;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod import;
 mod oci;
 pub mod platform;

@@ -86,13 +86,22 @@ impl BlobRef {
 /// Checks that `content` is what `expected` names.
 pub(crate) fn check_digest(what: &str, expected: &Digest, content: &[u8]) -> Result<()> {
     let got = Digest::of(content);
-    if got == *expected { Ok(()) } else { Err(Error::Digest { subject: what.to_owned(), got, expected: *expected }) }
+    if got == *expected {
+        Ok(())
+    } else {
+        Err(Error::Digest { subject: what.to_owned(), got, expected: *expected })
+    }
 }
 
 /// Follows indexes from `start` to the image for the wished platform.
 ///
 /// `content` is the document at `start` when the caller has read and checked it already.
-pub(crate) fn resolve(source: &dyn Documents, start: &BlobRef, content: Option<Vec<u8>>, wish: Wish<'_>) -> Result<Resolved> {
+pub(crate) fn resolve(
+    source: &dyn Documents,
+    start: &BlobRef,
+    content: Option<Vec<u8>>,
+    wish: Wish<'_>,
+) -> Result<Resolved> {
     let host = Platform::host();
     let mut search = Search {
         source,
@@ -104,7 +113,10 @@ pub(crate) fn resolve(source: &dyn Documents, start: &BlobRef, content: Option<V
     };
     let mut found = search.visit(start, content, 0)?.ok_or_else(|| {
         let offered = if search.offered.is_empty() { "none".to_owned() } else { search.offered.join(", ") };
-        Error::invalid(format!("image {}", start.digest), format!("no image for {}; offered: {offered}", search.wanted))
+        Error::invalid(
+            format!("image {}", start.digest),
+            format!("no image for {}; offered: {offered}", search.wanted),
+        )
     })?;
     if found.reference.digest != start.digest {
         found.index = Some(start.digest);
@@ -126,13 +138,26 @@ impl Search<'_> {
     fn visit(&mut self, blob: &BlobRef, content: Option<Vec<u8>>, depth: usize) -> Result<Option<Resolved>> {
         let subject = || format!("manifest {}", blob.digest);
         if depth > MAX_DEPTH {
-            return Err(Error::Limit { subject: subject(), got: depth as u64, limit: MAX_DEPTH as u64, unit: "nested indexes" });
+            return Err(Error::Limit {
+                subject: subject(),
+                got: depth as u64,
+                limit: MAX_DEPTH as u64,
+                unit: "nested indexes",
+            });
         }
         if !self.seen.insert(blob.digest) {
-            return Err(Error::invalid(subject(), "an index lists it twice on the way to the image: loops are refused"));
+            return Err(Error::invalid(
+                subject(),
+                "an index lists it twice on the way to the image: loops are refused",
+            ));
         }
         if self.seen.len() > MAX_DOCUMENTS {
-            return Err(Error::Limit { subject: subject(), got: self.seen.len() as u64, limit: MAX_DOCUMENTS as u64, unit: "manifests looked at" });
+            return Err(Error::Limit {
+                subject: subject(),
+                got: self.seen.len() as u64,
+                limit: MAX_DOCUMENTS as u64,
+                unit: "manifests looked at",
+            });
         }
         let content = match content {
             Some(content) => content,
@@ -163,7 +188,8 @@ impl Search<'_> {
         let mut fitting = Vec::new();
         let mut unsaid = Vec::new();
         for entry in entries {
-            let is_attachment = entry.annotations().as_ref().is_some_and(|a| a.contains_key("vnd.docker.reference.type"));
+            let is_attachment =
+                entry.annotations().as_ref().is_some_and(|a| a.contains_key("vnd.docker.reference.type"));
             if is_attachment || !is_document(entry.media_type().as_ref()) {
                 continue;
             }
@@ -197,16 +223,33 @@ impl Search<'_> {
         Ok(None)
     }
 
-    fn image(&mut self, content: Vec<u8>, manifest: &ImageManifest, blob: &BlobRef, depth: usize) -> Result<Option<Resolved>> {
+    fn image(
+        &mut self,
+        content: Vec<u8>,
+        manifest: &ImageManifest,
+        blob: &BlobRef,
+        depth: usize,
+    ) -> Result<Option<Resolved>> {
         let subject = || format!("manifest {}", blob.digest);
         let config_ref = BlobRef::of(manifest.config())?;
         if !matches!(config_ref.media_type.as_str(), OCI_CONFIG | DOCKER_CONFIG) {
-            let kind = manifest.artifact_type().as_ref().map_or(config_ref.media_type.as_str(), |kind| kind.as_ref());
-            return Err(Error::invalid(subject(), format!("an artifact of type {}, not an image that can run", short(kind))));
+            let kind = manifest
+                .artifact_type()
+                .as_ref()
+                .map_or(config_ref.media_type.as_str(), |kind| kind.as_ref());
+            return Err(Error::invalid(
+                subject(),
+                format!("an artifact of type {}, not an image that can run", short(kind)),
+            ));
         }
         let count = manifest.layers().len();
         if count > self.limits.layers {
-            return Err(Error::Limit { subject: subject(), got: count as u64, limit: self.limits.layers as u64, unit: "layers" });
+            return Err(Error::Limit {
+                subject: subject(),
+                got: count as u64,
+                limit: self.limits.layers as u64,
+                unit: "layers",
+            });
         }
         let layers: Vec<BlobRef> = manifest.layers().iter().map(BlobRef::of).collect::<Result<_>>()?;
         for layer in &layers {
@@ -220,7 +263,13 @@ impl Search<'_> {
         let config = ParsedConfig::parse(&config_bytes, &config_ref.digest)?;
         if config.platform.os != "linux" {
             if depth == 0 {
-                return Err(Error::invalid(subject(), format!("an image for {}, only Linux images run here", short(&config.platform.to_string()))));
+                return Err(Error::invalid(
+                    subject(),
+                    format!(
+                        "an image for {}, only Linux images run here",
+                        short(&config.platform.to_string())
+                    ),
+                ));
             }
             return Ok(None);
         }
@@ -236,7 +285,11 @@ impl Search<'_> {
         }
         let media_type = if blob.media_type == DOCKER_MANIFEST { DOCKER_MANIFEST } else { OCI_MANIFEST };
         Ok(Some(Resolved {
-            reference: BlobRef { media_type: media_type.to_owned(), digest: blob.digest, size: content.len() as u64 },
+            reference: BlobRef {
+                media_type: media_type.to_owned(),
+                digest: blob.digest,
+                size: content.len() as u64,
+            },
             manifest: content,
             index: None,
             config_bytes,
@@ -248,8 +301,8 @@ impl Search<'_> {
 }
 
 enum Document {
-    Index(ImageIndex),
-    Manifest(ImageManifest),
+    Index(Box<ImageIndex>),
+    Manifest(Box<ImageManifest>),
 }
 
 /// Just enough of a document to tell what it is.
@@ -266,9 +319,12 @@ struct Probe {
 impl Document {
     fn parse(content: &[u8], declared: &str, digest: Digest) -> Result<Self> {
         let fail = |why: String| Error::invalid(format!("manifest {digest}"), why);
-        let probe: Probe = serde_json::from_slice(content).map_err(|error| fail(format!("not a manifest: {error}")))?;
+        let probe: Probe =
+            serde_json::from_slice(content).map_err(|error| fail(format!("not a manifest: {error}")))?;
         let said = probe.media_type.as_deref();
-        if probe.schema_version == Some(1) || declared.starts_with("application/vnd.docker.distribution.manifest.v1+") {
+        if probe.schema_version == Some(1)
+            || declared.starts_with("application/vnd.docker.distribution.manifest.v1+")
+        {
             return Err(fail("docker schema 1, which has no verifiable layers; pull and push it once with a current docker".to_owned()));
         }
         // The same bytes must not mean two things to two readers (GHSA-77vh-xpmg-72qh).
@@ -283,15 +339,23 @@ impl Document {
         }
         for media_type in said.into_iter().chain(Some(declared)) {
             match kind(media_type) {
-                Some(expected) if expected != is_index => return Err(fail(format!("media type {media_type} does not fit its content"))),
-                None if Some(media_type) == said => return Err(fail(format!("media type {} is not an image", short(media_type)))),
+                Some(expected) if expected != is_index => {
+                    return Err(fail(format!("media type {media_type} does not fit its content")));
+                }
+                None if Some(media_type) == said => {
+                    return Err(fail(format!("media type {} is not an image", short(media_type))));
+                }
                 _ => {}
             }
         }
         if is_index {
-            serde_json::from_slice(content).map(Self::Index).map_err(|error| fail(format!("not an image index: {error}")))
+            serde_json::from_slice(content)
+                .map(|index| Self::Index(Box::new(index)))
+                .map_err(|error| fail(format!("not an image index: {error}")))
         } else {
-            serde_json::from_slice(content).map(Self::Manifest).map_err(|error| fail(format!("not an image manifest: {error}")))
+            serde_json::from_slice(content)
+                .map(|manifest| Self::Manifest(Box::new(manifest)))
+                .map_err(|error| fail(format!("not an image manifest: {error}")))
         }
     }
 }
@@ -310,7 +374,9 @@ fn check_layer_type(layer: &BlobRef) -> Result<()> {
         | "application/vnd.docker.image.rootfs.diff.tar"
         | "application/vnd.docker.image.rootfs.diff.tar.gzip"
         | "application/vnd.docker.image.rootfs.diff.tar.zstd" => return Ok(()),
-        _ if kind.ends_with("+encrypted") => "encrypted layers are not supported; decrypt the image first".to_owned(),
+        _ if kind.ends_with("+encrypted") => {
+            "encrypted layers are not supported; decrypt the image first".to_owned()
+        }
         _ if kind.contains("nondistributable") || kind.contains(".foreign.") => {
             "a foreign (non-distributable) layer, kept by its vendor and not by the registry".to_owned()
         }

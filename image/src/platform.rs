@@ -37,7 +37,8 @@ impl Platform {
 
     /// Puts a platform together and normalises it as containerd does (`arm64/v8` is `arm64`, `x86_64` is `amd64`).
     pub fn new(os: &str, architecture: &str, variant: &str) -> Self {
-        let (os, architecture, variant) = (os.to_lowercase(), architecture.to_lowercase(), variant.to_lowercase());
+        let (os, architecture, variant) =
+            (os.to_lowercase(), architecture.to_lowercase(), variant.to_lowercase());
         let (architecture, variant) = match (architecture.as_str(), variant.as_str()) {
             ("x86_64" | "x86-64" | "amd64", "v1" | "") => ("amd64", ""),
             ("x86_64" | "x86-64", other) => ("amd64", other),
@@ -86,7 +87,11 @@ impl FromStr for Platform {
 
     fn from_str(text: &str) -> Result<Self, PlatformError> {
         let parts: Vec<&str> = text.split('/').collect();
-        let fine = |part: &&str| !part.is_empty() && part.len() <= 32 && part.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.'));
+        let fine = |part: &&str| {
+            !part.is_empty()
+                && part.len() <= 32
+                && part.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.'))
+        };
         match parts.as_slice() {
             [os, architecture] if parts.iter().all(fine) => Ok(Self::new(os, architecture, "")),
             [os, architecture, variant] if parts.iter().all(fine) => Ok(Self::new(os, architecture, variant)),

@@ -73,12 +73,17 @@ impl Reference {
     /// The short form people type, without `docker.io/` and `library/`. Tag and digest stay.
     pub fn familiar(&self) -> String {
         let name = if self.registry == DEFAULT_REGISTRY {
-            self.repository.strip_prefix("library/").filter(|rest| !rest.contains('/')).unwrap_or(&self.repository)
+            self.repository
+                .strip_prefix("library/")
+                .filter(|rest| !rest.contains('/'))
+                .unwrap_or(&self.repository)
         } else {
             return self.to_string();
         };
         // A name that would be read as a registry again keeps its long form.
-        if parse(name).is_ok_and(|(registry, repository)| (registry, repository) == (self.registry.clone(), self.repository.clone())) {
+        if parse(name).is_ok_and(|(registry, repository)| {
+            (registry, repository) == (self.registry.clone(), self.repository.clone())
+        }) {
             self.with_suffix(name)
         } else {
             self.to_string()
@@ -116,19 +121,26 @@ impl FromStr for Reference {
         }
         let (rest, digest) = match text.split_once('@') {
             None => (text, None),
-            Some((rest, digest)) => {
-                (rest, Some(digest.parse::<Digest>().map_err(|_| fail("the digest is not `sha256:` and 64 lower-case hex digits"))?))
-            }
+            Some((rest, digest)) => (
+                rest,
+                Some(
+                    digest
+                        .parse::<Digest>()
+                        .map_err(|_| fail("the digest is not `sha256:` and 64 lower-case hex digits"))?,
+                ),
+            ),
         };
         // A colon after the last slash starts a tag; one before it belongs to a port.
         let (name, tag) = match rest.rsplit_once(':') {
-            Some((name, tag)) if !tag.contains('/') && !(tag.ends_with(']') && name.starts_with('[')) => (name, Some(tag)),
+            Some((name, tag)) if !tag.contains(['/', ']']) => (name, Some(tag)),
             _ => (rest, None),
         };
         if let Some(tag) = tag
             && !is_tag(tag)
         {
-            return Err(fail("the tag must be 1 to 128 letters, digits, `_`, `.` or `-`, not starting with `.` or `-`"));
+            return Err(fail(
+                "the tag must be 1 to 128 letters, digits, `_`, `.` or `-`, not starting with `.` or `-`",
+            ));
         }
         let (registry, repository) = parse(name).map_err(fail)?;
         let tag = tag.map(str::to_owned).or_else(|| digest.is_none().then(|| DEFAULT_TAG.to_owned()));
@@ -149,8 +161,11 @@ fn parse(name: &str) -> Result<(String, String), &'static str> {
     if name.len() == 64 && name.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)) {
         return Err("64 hex digits are an image id, not a name");
     }
-    let repository =
-        if registry == DEFAULT_REGISTRY && !path.contains('/') { format!("library/{path}") } else { path.to_owned() };
+    let repository = if registry == DEFAULT_REGISTRY && !path.contains('/') {
+        format!("library/{path}")
+    } else {
+        path.to_owned()
+    };
     if !is_registry(registry) {
         return Err("the registry is not a host name with an optional port");
     }
@@ -158,7 +173,9 @@ fn parse(name: &str) -> Result<(String, String), &'static str> {
         return Err("the repository must be lower case");
     }
     if !repository.split('/').all(is_path_component) {
-        return Err("each part of the repository must be lower-case letters and digits, joined by `.`, `_`, `__` or `-`");
+        return Err(
+            "each part of the repository must be lower-case letters and digits, joined by `.`, `_`, `__` or `-`",
+        );
     }
     if registry.len() + 1 + repository.len() > MAX_NAME {
         return Err("the name is longer than 255 bytes");
@@ -187,13 +204,14 @@ fn is_registry(text: &str) -> bool {
             None => (text, None),
         }
     };
-    port.is_none_or(|port| port.len() <= 5 && port.parse::<u16>().is_ok() && port.bytes().all(|b| b.is_ascii_digit()))
-        && host.split('.').all(|part| {
-            let bytes = part.as_bytes();
-            bytes.iter().all(|b| b.is_ascii_alphanumeric() || *b == b'-')
-                && bytes.first().is_some_and(u8::is_ascii_alphanumeric)
-                && bytes.last().is_some_and(u8::is_ascii_alphanumeric)
-        })
+    port.is_none_or(|port| {
+        port.len() <= 5 && port.parse::<u16>().is_ok() && port.bytes().all(|b| b.is_ascii_digit())
+    }) && host.split('.').all(|part| {
+        let bytes = part.as_bytes();
+        bytes.iter().all(|b| b.is_ascii_alphanumeric() || *b == b'-')
+            && bytes.first().is_some_and(u8::is_ascii_alphanumeric)
+            && bytes.last().is_some_and(u8::is_ascii_alphanumeric)
+    })
 }
 
 fn is_path_component(text: &str) -> bool {
@@ -203,7 +221,9 @@ fn is_path_component(text: &str) -> bool {
         return false;
     }
     // Between words: one `.`, one or two `_`, or any number of `-`.
-    bytes.split(|b| is_word(*b)).all(|sep| matches!(sep, b"" | b"." | b"_" | b"__") || sep.iter().all(|b| *b == b'-'))
+    bytes
+        .split(|b| is_word(*b))
+        .all(|sep| matches!(sep, b"" | b"." | b"_" | b"__") || sep.iter().all(|b| *b == b'-'))
 }
 
 fn is_tag(text: &str) -> bool {
@@ -244,13 +264,21 @@ mod tests {
 
     #[test]
     fn digests_stand_alone_or_beside_a_tag() {
-        assert_eq!(canonical(&format!("debian@sha256:{HEX}")), format!("docker.io/library/debian@sha256:{HEX}"));
-        assert_eq!(canonical(&format!("debian:12@sha256:{HEX}")), format!("docker.io/library/debian:12@sha256:{HEX}"));
+        assert_eq!(
+            canonical(&format!("debian@sha256:{HEX}")),
+            format!("docker.io/library/debian@sha256:{HEX}")
+        );
+        assert_eq!(
+            canonical(&format!("debian:12@sha256:{HEX}")),
+            format!("docker.io/library/debian:12@sha256:{HEX}")
+        );
     }
 
     #[test]
     fn familiar_forms_parse_back_to_the_same_reference() {
-        for text in ["debian", "a/b:1", "localhost/x", "ghcr.io/a/b:2", "localhost:5000/x", "docker.io/library/a/b"] {
+        for text in
+            ["debian", "a/b:1", "localhost/x", "ghcr.io/a/b:2", "localhost:5000/x", "docker.io/library/a/b"]
+        {
             let reference: Reference = text.parse().unwrap();
             assert_eq!(reference.familiar().parse::<Reference>().unwrap(), reference, "{text}");
         }
@@ -260,9 +288,35 @@ mod tests {
     #[test]
     fn bad_references_are_refused() {
         for text in [
-            "", ":", "/", "a//b", "A", "Debian", "ghcr.io/App", "a:", "a:-x", "a:b:c", "a b", "../etc", "a/../b", "a/", "a@sha256:12",
-            "a@md5:d41d8cd98f00b204e9800998ecf8427e", "-a", "a-", "a___b", "a..b", "host:99999/a", "host:/a", "http://a/b", HEX, "a@",
-            "x.-y/a", "[::1/a", "a\n", "a\0b",
+            "",
+            ":",
+            "/",
+            "a//b",
+            "A",
+            "Debian",
+            "ghcr.io/App",
+            "a:",
+            "a:-x",
+            "a:b:c",
+            "a b",
+            "../etc",
+            "a/../b",
+            "a/",
+            "a@sha256:12",
+            "a@md5:d41d8cd98f00b204e9800998ecf8427e",
+            "-a",
+            "a-",
+            "a___b",
+            "a..b",
+            "host:99999/a",
+            "host:/a",
+            "http://a/b",
+            HEX,
+            "a@",
+            "x.-y/a",
+            "[::1/a",
+            "a\n",
+            "a\0b",
         ] {
             assert!(text.parse::<Reference>().is_err(), "{text:?}");
         }

@@ -51,7 +51,8 @@ pub(super) fn oci(store: &Store, image: &Image) -> Result<Contents> {
     let limits = Limits::default();
     let original = store.read_blob(&record.manifest, limits.manifest)?;
     let config = store.read_blob(&record.config, limits.config)?;
-    let mut manifest: ImageManifest = serde_json::from_slice(&original).map_err(|error| bad(image, &error))?;
+    let mut manifest: ImageManifest =
+        serde_json::from_slice(&original).map_err(|error| bad(image, &error))?;
     let mut entries = Vec::new();
     let mut written = HashSet::new();
     let mut changed = false;
@@ -137,19 +138,31 @@ pub(super) fn write(store: &Store, image: &Image, entries: &[Entry], out: &mut d
     let mut builder = tar::Builder::new(out);
     for entry in entries {
         match &entry.source {
-            Source::Bytes(content) => append(&mut builder, &entry.path, content.len() as u64, content.as_slice()).at("write", target)?,
+            Source::Bytes(content) => {
+                append(&mut builder, &entry.path, content.len() as u64, content.as_slice())
+                    .at("write", target)?
+            }
             Source::Blob(digest) => {
-                let file = store.open_blob(digest)?.ok_or_else(|| bad(image, &format!("blob {digest} was removed meanwhile")))?;
+                let file = store
+                    .open_blob(digest)?
+                    .ok_or_else(|| bad(image, &format!("blob {digest} was removed meanwhile")))?;
                 let len = file.metadata().at("read", target)?.len();
                 copy(&mut builder, &entry.path, Section::new(Arc::new(file), 0, len), digest)?;
             }
-            Source::Tar(index) => copy(&mut builder, &entry.path, tar_of(image, *index)?, &image.record.layers[*index].diff_id)?,
+            Source::Tar(index) => {
+                copy(&mut builder, &entry.path, tar_of(image, *index)?, &image.record.layers[*index].diff_id)?
+            }
         }
     }
     builder.finish().at("write", target)
 }
 
-fn copy(builder: &mut tar::Builder<&mut dyn Write>, path: &str, section: Section, digest: &Digest) -> Result<()> {
+fn copy(
+    builder: &mut tar::Builder<&mut dyn Write>,
+    path: &str,
+    section: Section,
+    digest: &Digest,
+) -> Result<()> {
     let len = section.len();
     let mut checked = Checked { inner: section, hasher: Hasher::new() };
     append(builder, path, len, &mut checked).at("write", Path::new("the archive"))?;
@@ -160,7 +173,12 @@ fn copy(builder: &mut tar::Builder<&mut dyn Write>, path: &str, section: Section
     Err(Error::Digest { subject: format!("{path}, damaged in the store"), got, expected: *digest })
 }
 
-fn append(builder: &mut tar::Builder<&mut dyn Write>, path: &str, len: u64, content: impl Read) -> io::Result<()> {
+fn append(
+    builder: &mut tar::Builder<&mut dyn Write>,
+    path: &str,
+    len: u64,
+    content: impl Read,
+) -> io::Result<()> {
     let mut header = tar::Header::new_ustar();
     header.set_size(len);
     header.set_mode(0o644);
@@ -176,7 +194,8 @@ fn tar_of(image: &Image, index: usize) -> Result<Section> {
 }
 
 fn descriptor(image: &Image, media_type: &str, size: u64, digest: &Digest) -> Result<Descriptor> {
-    let digest: oci_spec::image::Digest = digest.to_string().parse().map_err(|error: oci_spec::OciSpecError| bad(image, &error))?;
+    let digest: oci_spec::image::Digest =
+        digest.to_string().parse().map_err(|error: oci_spec::OciSpecError| bad(image, &error))?;
     Ok(Descriptor::new(MediaType::from(media_type), size, digest))
 }
 

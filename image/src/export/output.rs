@@ -29,7 +29,8 @@ impl Output {
     pub(super) fn stream(self, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<u64> {
         match self.settle()? {
             Settled::File(place) => {
-                let mut out = Counter { inner: BufWriter::with_capacity(BUFFER, place.temp.as_file()), bytes: 0 };
+                let mut out =
+                    Counter { inner: BufWriter::with_capacity(BUFFER, place.temp.as_file()), bytes: 0 };
                 write(&mut out)?;
                 out.flush().at("write", &place.path)?;
                 let bytes = out.bytes;

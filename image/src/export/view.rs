@@ -19,7 +19,8 @@ pub(super) fn merge(image: &Image) -> Result<Merged> {
         .iter()
         .map(|layer| {
             let file = layer.file.try_clone().at("open", &layer.path)?;
-            reader::Image::open(file, format!("layer {}", layer.diff_id)).map_err(|error| failed(image, &error))
+            reader::Image::open(file, format!("layer {}", layer.diff_id))
+                .map_err(|error| failed(image, &error))
         })
         .collect::<Result<Vec<_>>>()?;
     Merged::new(layers).map_err(|error| failed(image, &error))

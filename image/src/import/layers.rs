@@ -2,8 +2,8 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 
 use cloister_layer::digest::Digest;
 
@@ -13,6 +13,13 @@ use crate::error::{Error, Result};
 use crate::oci::{BlobRef, OCI_LAYER};
 use crate::progress::{LayerProgress, Phase, Progress};
 use crate::store::{BlobWriter, LayerFile, LayerRecord, Store, TempDir};
+
+/// Most layers converted at a time unless asked otherwise. Each conversion keeps more than one processor busy.
+const MAX_THREADS: usize = 4;
+/// Memory for all conversions of one import together, in bytes.
+const MEMORY: u64 = 240 << 20;
+/// What a conversion takes besides its tree: buffers and the largest zstd window, in bytes.
+const FIXED: u64 = 40 << 20;
 
 /// One layer to import.
 #[derive(Debug, Clone)]
@@ -29,7 +36,12 @@ pub(crate) struct LayerSpec {
 /// A place layer blobs can be read from.
 pub(crate) trait LayerSource: Sync {
     /// Opens a layer blob from its start. Called once for each layer that is not in the store, from several threads.
-    fn layer<'a>(&'a self, layer: &LayerSpec, stop: &'a Stop, progress: &'a dyn Progress) -> Result<Box<dyn Read + Send + 'a>>;
+    fn layer<'a>(
+        &'a self,
+        layer: &LayerSpec,
+        stop: &'a Stop,
+        progress: &'a dyn Progress,
+    ) -> Result<Box<dyn Read + Send + 'a>>;
 
     /// Layers worth reading at the same time even on one processor: more than one where reading means waiting.
     fn min_parallel(&self) -> usize {
@@ -58,8 +70,19 @@ pub(super) fn import_all(
     let mut order: Vec<usize> = (0..specs.len()).collect();
     order.sort_by_key(|i| std::cmp::Reverse(specs[*i].size.unwrap_or(u64::MAX)));
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let threads = options.threads.unwrap_or_else(|| cores.max(source.min_parallel())).clamp(1, specs.len().max(1));
-    let job = Job { store, temp, source, options, progress, stop: Stop::default() };
+    let threads = options
+        .threads
+        .unwrap_or_else(|| cores.max(source.min_parallel()).min(MAX_THREADS))
+        .clamp(1, specs.len().max(1));
+    let job = Job {
+        store,
+        temp,
+        source,
+        options,
+        progress,
+        stop: Stop::default(),
+        memory: Memory::new(threads, &options.limits.layer),
+    };
     let next = AtomicUsize::new(0);
     let done: Mutex<Vec<Option<Imported>>> = Mutex::new(specs.iter().map(|_| None).collect());
     // The first failure is the cause; the others merely stopped because of it.
@@ -100,6 +123,52 @@ struct Job<'a> {
     options: &'a Options,
     progress: &'a dyn Progress,
     stop: Stop,
+    memory: Memory,
+}
+
+/// Keeps all conversions together within [`MEMORY`]: each gets a share for its tree; a layer that needs more is converted
+/// again, alone, with all of it.
+struct Memory {
+    share: u64,
+    whole: u64,
+    turn: RwLock<()>,
+}
+
+impl Memory {
+    fn new(threads: usize, limits: &cloister_layer::Limits) -> Self {
+        let threads = threads as u64;
+        let share = MEMORY.saturating_sub(FIXED * threads) / threads;
+        Self {
+            share: share.max(8 << 20).min(limits.metadata_bytes),
+            whole: limits.metadata_bytes,
+            turn: RwLock::new(()),
+        }
+    }
+
+    /// Runs a conversion with its share, and if that is too little with everything.
+    fn run<T>(&self, mut convert: impl FnMut(u64) -> Result<T>) -> Result<T> {
+        let shared = self.turn.read().unwrap_or_else(PoisonError::into_inner);
+        let result = convert(self.share);
+        drop(shared);
+        match result {
+            Err(Error::Layer { source, .. }) if self.share < self.whole && is_memory_limit(&source) => {
+                let _alone = self.turn.write().unwrap_or_else(PoisonError::into_inner);
+                convert(self.whole)
+            }
+            result => result,
+        }
+    }
+}
+
+fn is_memory_limit(error: &cloister_layer::Error) -> bool {
+    use cloister_layer::{Error, Reason};
+    const FIELD: &str = "metadata_bytes";
+    match error {
+        Error::Entry { reason: Reason::Limit { field, .. }, .. }
+        | Error::Tar { reason: Reason::Limit { field, .. }, .. } => *field == FIELD,
+        Error::Limit { field, .. } => *field == FIELD,
+        _ => false,
+    }
 }
 
 impl Job<'_> {
@@ -120,16 +189,29 @@ impl Job<'_> {
             return imported(spec, layer, None);
         }
         report(Phase::Converting, 0);
-        let (layer, blob) = self.convert(index, id, spec)?;
+        let (layer, blob) =
+            self.memory.run(|metadata_bytes| self.convert(index, id, spec, metadata_bytes))?;
         report(Phase::Done, spec.size.unwrap_or(0));
         imported(spec, layer, blob)
     }
 
     /// Reads the blob once: into the converter and, when it is to be kept, into a file beside it.
-    fn convert(&self, index: usize, id: &str, spec: &LayerSpec) -> Result<(LayerFile, Option<File>)> {
-        let (out, out_path) = self.temp.file(&format!("layer-{index}"))?;
-        let keep = self.store.keeps_blobs() && spec.blob.as_ref().is_some_and(|blob| blob.digest != spec.diff_id);
-        let mut copy = if keep { Some(BlobWriter::new(self.temp, &format!("layer-blob-{index}"))?) } else { None };
+    fn convert(
+        &self,
+        index: usize,
+        id: &str,
+        spec: &LayerSpec,
+        metadata_bytes: u64,
+    ) -> Result<(LayerFile, Option<File>)> {
+        // Named by the bound too: a second attempt makes files of its own.
+        let (out, out_path) = self.temp.file(&format!("layer-{index}-{metadata_bytes}"))?;
+        let keep =
+            self.store.keeps_blobs() && spec.blob.as_ref().is_some_and(|blob| blob.digest != spec.diff_id);
+        let mut copy = if keep {
+            Some(BlobWriter::new(self.temp, &format!("layer-blob-{index}-{metadata_bytes}"))?)
+        } else {
+            None
+        };
         let tap = Tap {
             inner: self.source.layer(spec, &self.stop, self.progress)?,
             copy: copy.as_mut().map(|copy| copy as &mut (dyn std::io::Write + Send)),
@@ -147,7 +229,8 @@ impl Job<'_> {
             diff_id: Some(spec.diff_id),
         };
         // The tap reports progress; it also knows the source's bytes when nothing is converted yet.
-        cloister_layer::convert(tap, &expected, &out, &self.options.limits.layer, &|_| {})
+        let limits = cloister_layer::Limits { metadata_bytes, ..self.options.limits.layer.clone() };
+        cloister_layer::convert(tap, &expected, &out, &limits, &|_| {})
             .map_err(|source| Error::Layer { layer: spec.name.clone(), source })?;
         // Both wait for the disk; together they wait once.
         std::thread::scope(|scope| {

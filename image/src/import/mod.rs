@@ -157,10 +157,15 @@ pub(crate) fn import(
 
 /// Makes the manifest of an image that came without one. The same image always gets the same manifest: its layers are
 /// the uncompressed tars, whatever compression the archive used.
-fn synthesize(config: &[u8], config_digest: &Digest, layers: &[layers::Imported]) -> Result<(Vec<u8>, BlobRef)> {
+fn synthesize(
+    config: &[u8],
+    config_digest: &Digest,
+    layers: &[layers::Imported],
+) -> Result<(Vec<u8>, BlobRef)> {
     let failed = |why: String| Error::invalid("manifest", why);
     let descriptor = |media_type: &str, size: u64, digest: &Digest| {
-        let digest: oci_spec::image::Digest = digest.to_string().parse().map_err(|e: oci_spec::OciSpecError| failed(e.to_string()))?;
+        let digest: oci_spec::image::Digest =
+            digest.to_string().parse().map_err(|e: oci_spec::OciSpecError| failed(e.to_string()))?;
         Ok::<_, Error>(Descriptor::new(MediaType::from(media_type), size, digest))
     };
     let manifest: ImageManifest = ImageManifestBuilder::default()
@@ -176,6 +181,7 @@ fn synthesize(config: &[u8], config_digest: &Digest, layers: &[layers::Imported]
         .build()
         .map_err(|error| failed(error.to_string()))?;
     let json = serde_json::to_vec(&manifest).map_err(|error| failed(error.to_string()))?;
-    let reference = BlobRef { digest: Digest::of(&json), size: json.len() as u64, media_type: OCI_MANIFEST.to_owned() };
+    let reference =
+        BlobRef { digest: Digest::of(&json), size: json.len() as u64, media_type: OCI_MANIFEST.to_owned() };
     Ok((json, reference))
 }

@@ -79,7 +79,12 @@ impl<T> Found<T> {
 /// # Errors
 /// Nothing is published under any name when the image that has it cannot be imported as a whole. Of several images in one
 /// archive, those before the bad one stay.
-pub fn import(store: &Store, input: Input, request: &Request, progress: &dyn Progress) -> Result<Vec<ImageRecord>> {
+pub fn import(
+    store: &Store,
+    input: Input,
+    request: &Request,
+    progress: &dyn Progress,
+) -> Result<Vec<ImageRecord>> {
     let limits = &request.options.limits;
     let temp = store.temp()?;
     let files: Box<dyn Files> = match open(input)? {
@@ -105,7 +110,10 @@ pub fn import(store: &Store, input: Input, request: &Request, progress: &dyn Pro
             if let Some(wanted) = &request.options.platform
                 && wanted.score(&plan.config.platform).is_none()
             {
-                return Err(Error::invalid(files.name(), format!("no image for {wanted}; offered: {}", plan.config.platform)));
+                return Err(Error::invalid(
+                    files.name(),
+                    format!("no image for {wanted}; offered: {}", plan.config.platform),
+                ));
             }
             import::import(store, &archive, plan, names, &request.options, progress)
         });
@@ -128,11 +136,17 @@ fn open(input: Input) -> Result<Opened> {
         Input::Path(path) if path.is_dir() => return Ok(Opened::Folder(Folder::open(&path)?)),
         Input::Path(path) => {
             let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-            (File::from(rustix::fs::open(&path, flags, Mode::empty()).at("open", &path)?), path.display().to_string())
+            (
+                File::from(rustix::fs::open(&path, flags, Mode::empty()).at("open", &path)?),
+                path.display().to_string(),
+            )
         }
         Input::Stdin => {
             let path = Path::new("standard input");
-            (File::from(std::io::stdin().as_fd().try_clone_to_owned().at("read", path)?), path.display().to_string())
+            (
+                File::from(std::io::stdin().as_fd().try_clone_to_owned().at("read", path)?),
+                path.display().to_string(),
+            )
         }
     };
     let path = Path::new(&name).to_owned();
@@ -162,7 +176,10 @@ fn choose<T>(mut images: Vec<Found<T>>, request: &Request, archive: &str) -> Res
         return Ok(images);
     }
     if images.is_empty() {
-        return Err(Error::invalid(archive, format!("no image called {wanted}; it holds {}", titles.join(", "))));
+        return Err(Error::invalid(
+            archive,
+            format!("no image called {wanted}; it holds {}", titles.join(", ")),
+        ));
     }
     Err(Error::Ambiguous { text: wanted, candidates: titles })
 }
@@ -180,7 +197,10 @@ fn each<T>(
             None => found.names.clone(),
         };
         if names.is_empty() {
-            return Err(Error::invalid(found.title(), "the archive gives this image no name; say which to give it"));
+            return Err(Error::invalid(
+                found.title(),
+                "the archive gives this image no name; say which to give it",
+            ));
         }
         records.extend(import(&found.image, &names)?);
     }

@@ -49,10 +49,16 @@ impl<'a> DockerArchive<'a> {
     /// The images of the archive, each with all its names.
     pub(super) fn images(&self) -> Result<Vec<Found<DockerImage>>> {
         let subject = || format!("{}: manifest.json", self.files.name());
-        let list: Vec<DockerImage> = serde_json::from_slice(&self.files.read("manifest.json", self.limits.manifest)?)
-            .map_err(|error| Error::invalid(subject(), error.to_string()))?;
+        let list: Vec<DockerImage> =
+            serde_json::from_slice(&self.files.read("manifest.json", self.limits.manifest)?)
+                .map_err(|error| Error::invalid(subject(), error.to_string()))?;
         if list.len() > self.limits.index_entries {
-            return Err(Error::Limit { subject: subject(), got: list.len() as u64, limit: self.limits.index_entries as u64, unit: "images" });
+            return Err(Error::Limit {
+                subject: subject(),
+                got: list.len() as u64,
+                limit: self.limits.index_entries as u64,
+                unit: "images",
+            });
         }
         Ok(list
             .into_iter()
@@ -72,7 +78,12 @@ impl<'a> DockerArchive<'a> {
         let subject = || format!("{}: image {}", self.files.name(), oci::short(&image.config));
         let paths = image.layers.as_deref().unwrap_or_default();
         if paths.len() > self.limits.layers {
-            return Err(Error::Limit { subject: subject(), got: paths.len() as u64, limit: self.limits.layers as u64, unit: "layers" });
+            return Err(Error::Limit {
+                subject: subject(),
+                got: paths.len() as u64,
+                limit: self.limits.layers as u64,
+                unit: "layers",
+            });
         }
         let config_bytes = self.files.read(&image.config, self.limits.config)?;
         let config_digest = Digest::of(&config_bytes);
@@ -81,10 +92,19 @@ impl<'a> DockerArchive<'a> {
         }
         let config = ParsedConfig::parse(&config_bytes, &config_digest)?;
         if config.platform.os != "linux" {
-            return Err(Error::invalid(subject(), format!("an image for {}, only Linux images run here", oci::short(&config.platform.to_string()))));
+            return Err(Error::invalid(
+                subject(),
+                format!(
+                    "an image for {}, only Linux images run here",
+                    oci::short(&config.platform.to_string())
+                ),
+            ));
         }
         if config.diff_ids.len() != paths.len() {
-            return Err(Error::invalid(subject(), format!("{} layers, but its config lists {} diff IDs", paths.len(), config.diff_ids.len())));
+            return Err(Error::invalid(
+                subject(),
+                format!("{} layers, but its config lists {} diff IDs", paths.len(), config.diff_ids.len()),
+            ));
         }
         let layers = paths
             .iter()
@@ -106,7 +126,12 @@ fn named_digest(path: &str) -> Option<Digest> {
 }
 
 impl LayerSource for DockerArchive<'_> {
-    fn layer<'a>(&'a self, layer: &LayerSpec, _: &'a Stop, _: &'a dyn Progress) -> Result<Box<dyn Read + Send + 'a>> {
+    fn layer<'a>(
+        &'a self,
+        layer: &LayerSpec,
+        _: &'a Stop,
+        _: &'a dyn Progress,
+    ) -> Result<Box<dyn Read + Send + 'a>> {
         Ok(Box::new(self.files.require(&layer.name)?))
     }
 }

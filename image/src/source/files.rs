@@ -31,7 +31,10 @@ impl Read for Section {
         let want = usize::try_from(self.left).map_or(buffer.len(), |left| left.min(buffer.len()));
         let n = self.file.read_at(&mut buffer[..want], self.offset)?;
         if n == 0 && want > 0 {
-            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the file became shorter while it was read"));
+            return Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "the file became shorter while it was read",
+            ));
         }
         self.offset += n as u64;
         self.left -= n as u64;
@@ -49,7 +52,8 @@ pub(crate) trait Files: Sync {
 
     /// A file that must be there.
     fn require(&self, path: &str) -> Result<Section> {
-        self.open(path)?.ok_or_else(|| Error::invalid(self.name(), format!("there is no {}", crate::oci::short(path))))
+        self.open(path)?
+            .ok_or_else(|| Error::invalid(self.name(), format!("there is no {}", crate::oci::short(path))))
     }
 
     /// Reads a small file whole.

@@ -34,7 +34,10 @@ impl Files for Folder {
         let mut dir: Option<OwnedFd> = None;
         while let Some(part) = parts.next() {
             if matches!(part, "" | "." | "..") {
-                return Err(Error::invalid(self.name(), format!("{} is not a path inside it", crate::oci::short(path))));
+                return Err(Error::invalid(
+                    self.name(),
+                    format!("{} is not a path inside it", crate::oci::short(path)),
+                ));
             }
             // One step at a time and no step over a symlink; NONBLOCK so that a FIFO does not hold us up.
             let last = parts.peek().is_none();
@@ -45,7 +48,10 @@ impl Files for Folder {
                 Ok(next) => next,
                 Err(Errno::NOENT) => return Ok(None),
                 Err(Errno::LOOP | Errno::NOTDIR) => {
-                    return Err(Error::invalid(full().display().to_string(), "a symlink or not a folder; links are not followed"));
+                    return Err(Error::invalid(
+                        full().display().to_string(),
+                        "a symlink or not a folder; links are not followed",
+                    ));
                 }
                 Err(errno) => return Err(errno).at("open", &full()),
             };
@@ -84,7 +90,8 @@ mod tests {
         let folder = Folder::open(dir.path()).unwrap();
         assert_eq!(folder.read("blobs/real", 10).unwrap(), b"real");
         assert!(folder.open("blobs/none").unwrap().is_none());
-        for path in ["out/secret", "link", "../x", "/etc/passwd", "blobs", "fifo", "", "blobs/../blobs/real"] {
+        for path in ["out/secret", "link", "../x", "/etc/passwd", "blobs", "fifo", "", "blobs/../blobs/real"]
+        {
             assert!(folder.open(path).is_err(), "{path:?}");
         }
         assert!(folder.read("blobs/real", 3).unwrap_err().to_string().contains("limit"));

@@ -46,7 +46,10 @@ impl<'a> Layout<'a> {
         let marker: Marker = serde_json::from_slice(&files.read("oci-layout", 4096)?)
             .map_err(|error| Error::invalid(subject(), error.to_string()))?;
         if marker.image_layout_version != "1.0.0" {
-            return Err(Error::invalid(subject(), format!("layout version {} is not 1.0.0", oci::short(&marker.image_layout_version))));
+            return Err(Error::invalid(
+                subject(),
+                format!("layout version {} is not 1.0.0", oci::short(&marker.image_layout_version)),
+            ));
         }
         Ok(Some(Self { files, limits }))
     }
@@ -69,8 +72,13 @@ impl<'a> Layout<'a> {
             }
             let label = annotations.get(FULL_NAME).or_else(|| annotations.get(REF_NAME)).cloned();
             // `latest` alone would parse, as docker.io/library/latest; it is a tag.
-            let name = label.as_deref().filter(|label| label.contains(['/', ':'])).and_then(|label| label.parse::<Reference>().ok());
-            let same_digest = images.iter_mut().find(|image| image.image.entries.iter().any(|known| known.digest() == entry.digest()));
+            let name = label
+                .as_deref()
+                .filter(|label| label.contains(['/', ':']))
+                .and_then(|label| label.parse::<Reference>().ok());
+            let same_digest = images
+                .iter_mut()
+                .find(|image| image.image.entries.iter().any(|known| known.digest() == entry.digest()));
             if let Some(image) = same_digest {
                 image.add(name, label);
                 continue;
@@ -85,7 +93,8 @@ impl<'a> Layout<'a> {
                 image.image.entries.push(entry.clone());
                 continue;
             }
-            let mut image = Found::new(LayoutImage { entries: vec![entry.clone()] }, entry.digest().to_string());
+            let mut image =
+                Found::new(LayoutImage { entries: vec![entry.clone()] }, entry.digest().to_string());
             image.add(name, label);
             images.push(image);
         }
@@ -104,7 +113,11 @@ impl<'a> Layout<'a> {
         let wanted = wish.platform.unwrap_or(&host);
         let said = |entry: &Descriptor| {
             entry.platform().as_ref().map(|p| {
-                Platform::new(&p.os().to_string(), &p.architecture().to_string(), p.variant().as_deref().unwrap_or_default())
+                Platform::new(
+                    &p.os().to_string(),
+                    &p.architecture().to_string(),
+                    p.variant().as_deref().unwrap_or_default(),
+                )
             })
         };
         let best = image
@@ -114,8 +127,16 @@ impl<'a> Layout<'a> {
             .max_by_key(|(score, _)| *score)
             .map(|(_, entry)| entry);
         let Some(best) = best else {
-            let offered: Vec<String> = image.entries.iter().filter_map(said).map(|platform| oci::short(&platform.to_string())).collect();
-            return Err(Error::invalid(self.files.name(), format!("no image for {wanted}; offered: {}", offered.join(", "))));
+            let offered: Vec<String> = image
+                .entries
+                .iter()
+                .filter_map(said)
+                .map(|platform| oci::short(&platform.to_string()))
+                .collect();
+            return Err(Error::invalid(
+                self.files.name(),
+                format!("no image for {wanted}; offered: {}", offered.join(", ")),
+            ));
         };
         Ok(oci::resolve(self, &BlobRef::of(best)?, None, wish)?.into())
     }
@@ -132,7 +153,12 @@ impl Documents for Layout<'_> {
 }
 
 impl LayerSource for Layout<'_> {
-    fn layer<'a>(&'a self, layer: &LayerSpec, _: &'a Stop, _: &'a dyn Progress) -> Result<Box<dyn Read + Send + 'a>> {
+    fn layer<'a>(
+        &'a self,
+        layer: &LayerSpec,
+        _: &'a Stop,
+        _: &'a dyn Progress,
+    ) -> Result<Box<dyn Read + Send + 'a>> {
         let digest = layer.blob.as_ref().map_or(&layer.diff_id, |blob| &blob.digest);
         Ok(Box::new(self.files.require(&blob_path(digest))?))
     }

@@ -25,22 +25,36 @@ impl Wrapper {
             [0x28, 0xb5, 0x2f, 0xfd, ..] => Ok(Self::Zstd),
             // A skippable frame may come first.
             [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Ok(Self::Zstd),
-            [0xfd, b'7', b'z', b'X', b'Z', ..] => Err(Error::invalid(name, "compressed with xz, which is not supported: pipe it through `xz -dc`")),
-            [b'B', b'Z', b'h', ..] => Err(Error::invalid(name, "compressed with bzip2, which is not supported: pipe it through `bzip2 -dc`")),
+            [0xfd, b'7', b'z', b'X', b'Z', ..] => Err(Error::invalid(
+                name,
+                "compressed with xz, which is not supported: pipe it through `xz -dc`",
+            )),
+            [b'B', b'Z', b'h', ..] => Err(Error::invalid(
+                name,
+                "compressed with bzip2, which is not supported: pipe it through `bzip2 -dc`",
+            )),
             _ => Ok(Self::Plain),
         }
     }
 }
 
 /// Writes a stream, decompressed, to a temporary file of at most `limit` bytes.
-pub(super) fn spool(input: impl Read, name: &str, temp: &TempDir, limit: u64, window_log: u32) -> Result<File> {
+pub(super) fn spool(
+    input: impl Read,
+    name: &str,
+    temp: &TempDir,
+    limit: u64,
+    window_log: u32,
+) -> Result<File> {
     let mut input = BufReader::with_capacity(1 << 20, input);
-    let wrapper = Wrapper::detect(peek(&mut input).map_err(|error| Error::invalid(name, error.to_string()))?, name)?;
+    let wrapper =
+        Wrapper::detect(peek(&mut input).map_err(|error| Error::invalid(name, error.to_string()))?, name)?;
     let mut reader: Box<dyn Read + '_> = match wrapper {
         Wrapper::Plain => Box::new(input),
         Wrapper::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(input)),
         Wrapper::Zstd => {
-            let mut decoder = zstd::stream::read::Decoder::with_buffer(input).map_err(|error| Error::invalid(name, error.to_string()))?;
+            let mut decoder = zstd::stream::read::Decoder::with_buffer(input)
+                .map_err(|error| Error::invalid(name, error.to_string()))?;
             decoder.window_log_max(window_log).map_err(|error| Error::invalid(name, error.to_string()))?;
             Box::new(decoder)
         }

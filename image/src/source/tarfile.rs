@@ -27,7 +27,10 @@ pub(crate) struct TarFile {
 
 #[derive(Debug)]
 enum Entry {
-    File { offset: u64, size: u64 },
+    File {
+        offset: u64,
+        size: u64,
+    },
     /// Normalised name of another entry.
     Link(String),
 }
@@ -43,7 +46,8 @@ impl TarFile {
         let mut extension = Extension::default();
         while at < end {
             let mut header = [0; BLOCK as usize];
-            file.read_exact_at(&mut header, at).map_err(|error| fail(format!("header at byte {at}: {error}")))?;
+            file.read_exact_at(&mut header, at)
+                .map_err(|error| fail(format!("header at byte {at}: {error}")))?;
             if header.iter().all(|byte| *byte == 0) {
                 break;
             }
@@ -53,18 +57,21 @@ impl TarFile {
             let stated = header.entry_size().map_err(|error| fail(format!("size at byte {at}: {error}")))?;
             let size = if kind.is_file() { extension.size.unwrap_or(stated) } else { stated };
             let data = at + BLOCK;
-            let next = data
-                .checked_add(size)
-                .filter(|next| *next <= end)
-                .ok_or_else(|| fail(format!("truncated: an entry at byte {at} ends behind the end of the archive")))?;
+            let next = data.checked_add(size).filter(|next| *next <= end).ok_or_else(|| {
+                fail(format!("truncated: an entry at byte {at} ends behind the end of the archive"))
+            })?;
             at = next.div_ceil(BLOCK) * BLOCK;
             if kind.is_pax_local_extensions() || kind.is_gnu_longname() || kind.is_gnu_longlink() {
                 if size > MAX_EXTENSION {
-                    return Err(fail(format!("a name of {size} bytes is more than the limit of {MAX_EXTENSION}")));
+                    return Err(fail(format!(
+                        "a name of {size} bytes is more than the limit of {MAX_EXTENSION}"
+                    )));
                 }
                 let mut bytes = vec![0; usize::try_from(size).unwrap_or(0)];
                 file.read_exact_at(&mut bytes, data).map_err(|error| fail(error.to_string()))?;
-                extension.add(kind, &bytes).ok_or_else(|| fail(format!("bad extended header at byte {data}")))?;
+                extension
+                    .add(kind, &bytes)
+                    .ok_or_else(|| fail(format!("bad extended header at byte {data}")))?;
                 continue;
             }
             let extension = std::mem::take(&mut extension);
@@ -73,11 +80,22 @@ impl TarFile {
             }
             count += 1;
             if count > max_entries {
-                return Err(Error::Limit { subject: name.to_owned(), got: count as u64, limit: max_entries as u64, unit: "entries" });
+                return Err(Error::Limit {
+                    subject: name.to_owned(),
+                    got: count as u64,
+                    limit: max_entries as u64,
+                    unit: "entries",
+                });
             }
             let path = extension.path.unwrap_or_else(|| header.path_bytes().into_owned());
             let Some(key) = normalise("", &path) else { continue };
-            let target = || extension.link.clone().or_else(|| header.link_name_bytes().map(std::borrow::Cow::into_owned)).unwrap_or_default();
+            let target = || {
+                extension
+                    .link
+                    .clone()
+                    .or_else(|| header.link_name_bytes().map(std::borrow::Cow::into_owned))
+                    .unwrap_or_default()
+            };
             let entry = if kind.is_file() || kind == tar::EntryType::Continuous {
                 Some(Entry::File { offset: data, size })
             } else if kind.is_symlink() {
@@ -104,7 +122,9 @@ impl Files for TarFile {
         for _ in 0..=MAX_LINKS {
             match self.entries.get(&key) {
                 None => return Ok(None),
-                Some(Entry::File { offset, size }) => return Ok(Some(Section::new(Arc::clone(&self.file), *offset, *size))),
+                Some(Entry::File { offset, size }) => {
+                    return Ok(Some(Section::new(Arc::clone(&self.file), *offset, *size)));
+                }
                 Some(Entry::Link(target)) => key.clone_from(target),
             }
         }
@@ -149,7 +169,11 @@ impl Extension {
 /// Checks the header's own sum.
 fn check(header: &tar::Header) -> Option<()> {
     let bytes = header.as_bytes();
-    let sum: u32 = bytes.iter().enumerate().map(|(i, byte)| if (148..156).contains(&i) { 32 } else { u32::from(*byte) }).sum();
+    let sum: u32 = bytes
+        .iter()
+        .enumerate()
+        .map(|(i, byte)| if (148..156).contains(&i) { 32 } else { u32::from(*byte) })
+        .sum();
     (header.cksum().ok()? == sum).then_some(())
 }
 

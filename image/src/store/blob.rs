@@ -51,12 +51,18 @@ impl Store {
     pub fn read_blob(&self, digest: &Digest, limit: u64) -> Result<Vec<u8>> {
         let path = self.blob_path(digest);
         let Some(file) = self.open_blob(digest)? else {
-            return Err(Error::Damaged { path, why: "the blob is missing; pull or import the image again".to_owned() });
+            return Err(Error::Damaged {
+                path,
+                why: "the blob is missing; pull or import the image again".to_owned(),
+            });
         };
         let mut content = Vec::new();
         file.take(limit + 1).read_to_end(&mut content).at("read", &path)?;
         if content.len() as u64 > limit || Digest::of(&content) != *digest {
-            return Err(Error::Damaged { path, why: "the content no longer has its digest; pull or import the image again".to_owned() });
+            return Err(Error::Damaged {
+                path,
+                why: "the content no longer has its digest; pull or import the image again".to_owned(),
+            });
         }
         Ok(content)
     }

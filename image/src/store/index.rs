@@ -24,11 +24,15 @@ fn read(store: &Store) -> Result<Vec<ImageRecord>> {
     let path = store.index_path();
     let damaged = |why: String| Error::Damaged {
         path: path.clone(),
-        why: format!("{why}; nothing was changed: restore the file, or move the whole store away to start again"),
+        why: format!(
+            "{why}; nothing was changed: restore the file, or move the whole store away to start again"
+        ),
     };
     let text = match std::fs::read(&path) {
         Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(damaged("the file is missing".to_owned())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return Err(damaged("the file is missing".to_owned()));
+        }
         Err(error) => return Err(error).at("read", &path),
     };
     let index: ImageIndex = serde_json::from_slice(&text).map_err(|error| damaged(error.to_string()))?;
@@ -36,12 +40,12 @@ fn read(store: &Store) -> Result<Vec<ImageRecord>> {
         .manifests()
         .iter()
         .map(|entry| {
-            let record = entry
-                .annotations()
-                .as_ref()
-                .and_then(|annotations| annotations.get(RECORD))
-                .ok_or_else(|| damaged(format!("the entry for {} was not written by Cloister", entry.digest())))?;
-            serde_json::from_str(record).map_err(|error| damaged(format!("the entry for {}: {error}", entry.digest())))
+            let record =
+                entry.annotations().as_ref().and_then(|annotations| annotations.get(RECORD)).ok_or_else(
+                    || damaged(format!("the entry for {} was not written by Cloister", entry.digest())),
+                )?;
+            serde_json::from_str(record)
+                .map_err(|error| damaged(format!("the entry for {}: {error}", entry.digest())))
         })
         .collect()
 }
@@ -51,9 +55,13 @@ fn write(store: &Store, records: &[ImageRecord]) -> Result<()> {
     let failed = |why: String| Error::Damaged { path: path.clone(), why };
     let mut manifests = Vec::with_capacity(records.len());
     for record in records {
-        let digest: oci_spec::image::Digest =
-            record.manifest.to_string().parse().map_err(|error: oci_spec::OciSpecError| failed(error.to_string()))?;
-        let mut entry = Descriptor::new(MediaType::from(record.media_type.as_str()), record.manifest_size, digest);
+        let digest: oci_spec::image::Digest = record
+            .manifest
+            .to_string()
+            .parse()
+            .map_err(|error: oci_spec::OciSpecError| failed(error.to_string()))?;
+        let mut entry =
+            Descriptor::new(MediaType::from(record.media_type.as_str()), record.manifest_size, digest);
         let json = serde_json::to_string(record).map_err(|error| failed(error.to_string()))?;
         entry.set_annotations(Some(HashMap::from([
             (REF_NAME.to_owned(), record.name.clone()),
@@ -99,7 +107,8 @@ impl Store {
                 && let Some(record) = records.iter().find(|record| {
                     (record.manifest == digest || record.index == Some(digest))
                         && record.name.parse::<Reference>().is_ok_and(|known| {
-                            (known.registry(), known.repository()) == (reference.registry(), reference.repository())
+                            (known.registry(), known.repository())
+                                == (reference.registry(), reference.repository())
                         })
                 })
             {
@@ -107,10 +116,13 @@ impl Store {
             }
         }
         let hex = text.strip_prefix("sha256:").unwrap_or(text);
-        if hex.len() >= MIN_SHORT_ID && hex.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)) {
+        if hex.len() >= MIN_SHORT_ID && hex.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+        {
             let fits: Vec<&ImageRecord> = records
                 .iter()
-                .filter(|record| record.config.hex().starts_with(hex) || record.manifest.hex().starts_with(hex))
+                .filter(|record| {
+                    record.config.hex().starts_with(hex) || record.manifest.hex().starts_with(hex)
+                })
                 .collect();
             if let Some(first) = fits.first() {
                 if fits.iter().any(|record| record.manifest != first.manifest) {

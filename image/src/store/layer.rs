@@ -41,7 +41,8 @@ impl Store {
         let path = self.layer_path(diff_id);
         let Some(file) = open_pinned(&path)? else { return Ok(None) };
         let size = file.metadata().at("read", &path)?.len();
-        if !cloister_layer::erofs::tar_range(&file).at("read", &path)?.is_some_and(|tar| tar.diff_id == *diff_id) {
+        let made_from = cloister_layer::erofs::tar_range(&file).at("read", &path)?.map(|tar| tar.diff_id);
+        if made_from != Some(*diff_id) {
             // Never written by us: a damaged disk. As good as absent, and replaced by the next import.
             tracing::warn!(path = %path.display(), "not a layer file system; ignored");
             return Ok(None);

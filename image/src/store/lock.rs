@@ -14,7 +14,12 @@ use crate::error::{Error, IoContext, Result};
 const POLL: Duration = Duration::from_millis(10);
 
 /// Waits until `attempt` gets its lock.
-fn wait(what: &str, path: &Path, deadline: Duration, mut attempt: impl FnMut() -> Result<(), TryLockError>) -> Result<()> {
+fn wait(
+    what: &str,
+    path: &Path,
+    deadline: Duration,
+    mut attempt: impl FnMut() -> Result<(), TryLockError>,
+) -> Result<()> {
     let start = Instant::now();
     loop {
         match attempt() {
@@ -54,7 +59,12 @@ impl NamedLock {
     pub(crate) fn acquire(path: &Path, what: &str, deadline: Duration) -> Result<Self> {
         let start = Instant::now();
         loop {
-            let file = OpenOptions::new().create(true).truncate(false).write(true).open(path).at("open the lock", path)?;
+            let file = OpenOptions::new()
+                .create(true)
+                .truncate(false)
+                .write(true)
+                .open(path)
+                .at("open the lock", path)?;
             wait(what, path, deadline.saturating_sub(start.elapsed()), || file.try_lock())?;
             // The previous owner may have removed the file between our open and our lock; then ours guards nothing.
             let ours = file.metadata().at("read", path)?;

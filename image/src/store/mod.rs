@@ -39,10 +39,10 @@ use crate::error::{Error, IoContext, Result};
 
 pub use blob::BlobWriter;
 pub use layer::LayerFile;
+pub(crate) use lock::NamedLock;
 pub use pin::{Image, Pin};
 pub use prune::{PruneReport, Usage};
 pub use record::{ImageRecord, LayerRecord};
-pub(crate) use lock::NamedLock;
 pub(crate) use temp::TempDir;
 
 /// Version of what the converter writes. A change of its output for the same tar needs a new one: files of other versions
@@ -191,7 +191,10 @@ fn check_marker(path: &Path, text: &str) -> Result<()> {
         Ok(marker) if marker.image_layout_version == "1.0.0" => Ok(()),
         Ok(marker) => Err(Error::Damaged {
             path: path.to_owned(),
-            why: format!("layout version {} is not the 1.0.0 this program knows", marker.image_layout_version),
+            why: format!(
+                "layout version {} is not the 1.0.0 this program knows",
+                marker.image_layout_version
+            ),
         }),
         Err(error) => Err(Error::Damaged { path: path.to_owned(), why: error.to_string() }),
     }

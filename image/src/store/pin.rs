@@ -50,9 +50,18 @@ impl Store {
         let pin = match self.pin(&record) {
             Ok(pin) => pin,
             // Removed and pruned between our two looks: then the name is gone as well.
-            Err(error) => return Err(if self.find(text).is_err() { Error::NoSuchImage(text.to_owned()) } else { error }),
+            Err(error) => {
+                return Err(if self.find(text).is_err() {
+                    Error::NoSuchImage(text.to_owned())
+                } else {
+                    error
+                });
+            }
         };
-        let config = ImageConfig::parse(&self.read_blob(&record.config, crate::import::Limits::default().config)?, &record.config)?;
+        let config = ImageConfig::parse(
+            &self.read_blob(&record.config, crate::import::Limits::default().config)?,
+            &record.config,
+        )?;
         Ok(Image { record, config, pin })
     }
 

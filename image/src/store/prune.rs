@@ -91,7 +91,12 @@ impl Store {
     pub fn prune(&self, all: bool, keep_size: Option<u64>) -> Result<PruneReport> {
         // Under the lock no name appears; what is being imported right now is held by its importer.
         let mut names = self.lock_names()?;
-        let mut sweep = Sweep { store: self, total: self.usage()?.total(), goal: keep_size, report: PruneReport::default() };
+        let mut sweep = Sweep {
+            store: self,
+            total: self.usage()?.total(),
+            goal: keep_size,
+            report: PruneReport::default(),
+        };
         sweep.remove_unneeded(&names.records)?;
         if all {
             let mut by_age: Vec<(SystemTime, String)> =

@@ -26,7 +26,8 @@ impl TempDir {
         let guard_file = open_guard(guard)?;
         // Shared, so that no cleaner looks between the making and the locking of the folder.
         lock::shared(&guard_file, "temporary folder", guard, LOCK_WAIT)?;
-        let dir = tempfile::Builder::new().prefix("job-").tempdir_in(tmp).at("make a temporary folder in", tmp)?;
+        let dir =
+            tempfile::Builder::new().prefix("job-").tempdir_in(tmp).at("make a temporary folder in", tmp)?;
         let lock = open_dir(dir.path())?;
         lock::shared(&lock, "temporary folder", dir.path(), LOCK_WAIT)?;
         Ok(Self { dir, _lock: lock })
@@ -60,7 +61,9 @@ pub(crate) fn clean(tmp: &Path, guard: &Path) -> Result<()> {
         };
         if lock::try_exclusive(&dir, &path)? {
             match std::fs::remove_dir_all(&path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error).at("remove", &path),
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(error).at("remove", &path);
+                }
                 _ => tracing::info!(path = %path.display(), "removed what a killed process left"),
             }
         }
@@ -73,9 +76,13 @@ fn open_guard(path: &Path) -> Result<File> {
 }
 
 fn open_dir(path: &Path) -> Result<File> {
-    rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
-        .map(File::from)
-        .at("open", path)
+    rustix::fs::open(
+        path,
+        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .map(File::from)
+    .at("open", path)
 }
 
 #[cfg(test)]

@@ -1,9 +1,8 @@
 //! Imports from archives and folders, as the tools of the field write them.
 
-
+use crate::common::*;
 use cloister_image::source::Request;
 use cloister_image::{Digest, Store};
-use crate::common::*;
 
 fn store() -> (tempfile::TempDir, Store) {
     let dir = tempfile::tempdir().unwrap();
@@ -61,7 +60,10 @@ fn docker_archives_give_the_same_manifest_however_packed() {
         let (dir, store) = store();
         let bytes = archive(&docker(&[(&image, &["app:1", "app:latest"])], pack));
         let streamed = import_bytes(&store, &bytes, &Request::default()).unwrap();
-        assert_eq!(streamed.iter().map(|r| r.name.as_str()).collect::<Vec<_>>(), ["docker.io/library/app:1", "docker.io/library/app:latest"]);
+        assert_eq!(
+            streamed.iter().map(|r| r.name.as_str()).collect::<Vec<_>>(),
+            ["docker.io/library/app:1", "docker.io/library/app:latest"]
+        );
         std::fs::write(dir.path().join("a.tar"), gzip(&bytes)).unwrap();
         let records = import_path(&store, &dir.path().join("a.tar"), &named("x")).unwrap();
         assert_eq!(records[0].manifest, streamed[0].manifest);
@@ -104,7 +106,10 @@ fn several_images_are_all_imported_or_chosen_by_name() {
     assert_eq!(picked[0].config, Digest::of(&one.config));
     let select = Request { select: Some("reg.example/two:2".to_owned()), ..named("mine") };
     let picked = import_bytes(&by_name, &bytes, &select).unwrap();
-    assert_eq!((picked[0].name.as_str(), picked[0].config), ("docker.io/library/mine:latest", Digest::of(&two.config)));
+    assert_eq!(
+        (picked[0].name.as_str(), picked[0].config),
+        ("docker.io/library/mine:latest", Digest::of(&two.config))
+    );
     let error = import_bytes(&by_name, &bytes, &named("three")).unwrap_err().to_string();
     assert!(error.contains("it holds one:1, reg.example/two:2"), "{error}");
 }
@@ -119,10 +124,16 @@ fn the_platform_is_chosen_also_in_nested_and_flat_indexes() {
         entry(&amd, None, Some("amd64")), entry(&arm, None, Some("arm64")),
     ]});
     let inner = serde_json::to_vec(&inner).unwrap();
-    let outer = serde_json::to_vec(&serde_json::json!({"schemaVersion": 2, "manifests": [descriptor(OCI_INDEX, &inner)]})).unwrap();
+    let outer = serde_json::to_vec(
+        &serde_json::json!({"schemaVersion": 2, "manifests": [descriptor(OCI_INDEX, &inner)]}),
+    )
+    .unwrap();
     let extra = [inner.clone(), outer.clone()].into_iter().map(|bytes| (Digest::of(&bytes), bytes)).collect();
     let nested = layout(&[descriptor(OCI_INDEX, &outer)], &[&amd.blobs, &arm.blobs, &extra]);
-    let flat = layout(&[entry(&amd, Some("x:1"), Some("amd64")), entry(&arm, Some("x:1"), Some("arm64"))], &[&amd.blobs, &arm.blobs]);
+    let flat = layout(
+        &[entry(&amd, Some("x:1"), Some("amd64")), entry(&arm, Some("x:1"), Some("arm64"))],
+        &[&amd.blobs, &arm.blobs],
+    );
     for files in [nested, flat] {
         for (platform, expected) in [("linux/amd64", &amd), ("linux/arm64/v8", &arm)] {
             let (_dir, store) = store();
@@ -143,26 +154,36 @@ fn the_platform_is_chosen_also_in_nested_and_flat_indexes() {
 fn layers_in_the_store_are_not_read_again() {
     let image = TestImage::usual();
     let (_dir, store) = store();
-    import_bytes(&store, &archive(&layout(&[entry(&image, None, None)], &[&image.blobs])), &named("a")).unwrap();
+    import_bytes(&store, &archive(&layout(&[entry(&image, None, None)], &[&image.blobs])), &named("a"))
+        .unwrap();
     // The second archive has no layers at all.
     let mut blobs = image.blobs.clone();
     blobs.retain(|_, bytes| *bytes == image.config || *bytes == image.manifest);
-    let records = import_bytes(&store, &archive(&layout(&[entry(&image, None, None)], &[&blobs])), &named("b")).unwrap();
+    let records =
+        import_bytes(&store, &archive(&layout(&[entry(&image, None, None)], &[&blobs])), &named("b"))
+            .unwrap();
     assert_eq!(records[0].manifest, image.digest());
 }
 
 #[test]
 fn archives_written_by_skopeo_come_in() {
     // gzip only: skopeo cannot put zstd into docker archives, and compresses plain layers on the way into OCI ones.
-    let image = TestImage::new(host_arch(), &[(tar(&[("a", b"1")]), TAR_GZIP), (tar(&[("b", b"2")]), TAR_GZIP)]);
+    let image =
+        TestImage::new(host_arch(), &[(tar(&[("a", b"1")]), TAR_GZIP), (tar(&[("b", b"2")]), TAR_GZIP)]);
     let (dir, store) = store();
     let source = dir.path().join("layout");
     write_dir(&source, &layout(&[entry(&image, Some("x"), None)], &[&image.blobs]));
     let from = format!("oci:{}:x", source.display());
     let docker_tar = dir.path().join("docker.tar");
     let oci_tar = dir.path().join("oci.tar");
-    for to in [format!("docker-archive:{}:reg.example/app:1", docker_tar.display()), format!("oci-archive:{}:app:2", oci_tar.display())] {
-        let status = std::process::Command::new("skopeo").args(["--insecure-policy", "copy", "--quiet", &from, &to]).status().unwrap();
+    for to in [
+        format!("docker-archive:{}:reg.example/app:1", docker_tar.display()),
+        format!("oci-archive:{}:app:2", oci_tar.display()),
+    ] {
+        let status = std::process::Command::new("skopeo")
+            .args(["--insecure-policy", "copy", "--quiet", &from, &to])
+            .status()
+            .unwrap();
         assert!(status.success(), "{to}");
     }
     let by_docker = import_path(&store, &docker_tar, &Request::default()).unwrap();

@@ -45,7 +45,7 @@ pub fn zstd(bytes: &[u8]) -> Vec<u8> {
 
 /// Bytes that do not compress, the same for the same seed.
 pub fn noise(len: usize, seed: u64) -> Vec<u8> {
-    let mut state = seed | 1;
+    let mut state = seed * 2 + 1;
     (0..len)
         .map(|_| {
             state ^= state << 13;
@@ -156,7 +156,8 @@ pub fn docker(images: &[(&TestImage, &[&str])], pack: impl Fn(&[u8]) -> Vec<u8>)
     let mut list = Vec::new();
     for (image, tags) in images {
         let config = format!("{}.json", Digest::of(&image.config).hex());
-        let layers: Vec<String> = image.tars.iter().map(|tar| format!("{}/layer.tar", Digest::of(tar).hex())).collect();
+        let layers: Vec<String> =
+            image.tars.iter().map(|tar| format!("{}/layer.tar", Digest::of(tar).hex())).collect();
         for (path, tar) in layers.iter().zip(&image.tars) {
             files.insert(path.clone(), pack(tar));
         }
@@ -177,7 +178,8 @@ pub fn write_dir(dir: &Path, files: &[(String, Vec<u8>)]) {
 }
 
 pub fn archive(files: &[(String, Vec<u8>)]) -> Vec<u8> {
-    let list: Vec<(&str, &[u8])> = files.iter().map(|(path, content)| (path.as_str(), content.as_slice())).collect();
+    let list: Vec<(&str, &[u8])> =
+        files.iter().map(|(path, content)| (path.as_str(), content.as_slice())).collect();
     tar(&list)
 }
 

@@ -20,7 +20,10 @@ fn big_image() -> TestImage {
 /// Starts this test binary again as `crash::NAME`, in an environment that makes it do the child's part.
 fn child(name: &str, root: &Path, archive: &Path) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", name, "--nocapture"]).env("CLOISTER_TEST_ROOT", root).env("CLOISTER_TEST_ARCHIVE", archive);
+    command
+        .args(["--exact", name, "--nocapture"])
+        .env("CLOISTER_TEST_ROOT", root)
+        .env("CLOISTER_TEST_ARCHIVE", archive);
     command.stdout(Stdio::piped()).stderr(Stdio::null());
     command
 }
@@ -81,27 +84,30 @@ fn a_killed_import_leaves_all_or_nothing_and_the_next_one_succeeds() {
     assert!(child("crash::importing_child", &root, &tar).status().unwrap().success());
     let whole = start.elapsed();
     assert!(check_all_or_nothing(&root, &image));
-    let mut killed = 0;
+    let (mut killed, mut interrupted, mut generation) = (0, 0, 0);
     const ROUNDS: u32 = 24;
     for round in 0..ROUNDS {
-        // Every fourth round goes on in the same store, so that leftovers meet leftovers.
-        let root = dir.path().join(format!("store-{}", round / 4));
+        // A store goes on being used until an import in it was complete, so that leftovers meet leftovers.
+        let root = dir.path().join(format!("store-{generation}"));
         let mut process: Child = child("crash::importing_child", &root, &tar).spawn().unwrap();
-        std::thread::sleep(whole.mul_f64(f64::from(round + 1) / f64::from(ROUNDS)).min(Duration::from_secs(20)));
+        std::thread::sleep(whole.mul_f64(0.9 * f64::from(round % 12) / 12.0).min(Duration::from_secs(20)));
         process.kill().unwrap();
         killed += u32::from(process.wait().unwrap().signal() == Some(9));
-        if root.exists() {
-            check_all_or_nothing(&root, &image);
-        }
-        if round % 4 == 3 {
+        let complete = root.exists() && check_all_or_nothing(&root, &image);
+        interrupted += u32::from(root.exists() && !complete);
+        if complete || round % 6 == 5 {
             let store = Store::open(&root).unwrap();
             import_path(&store, &tar, &named("app:1")).unwrap();
             assert!(check_all_or_nothing(&root, &image));
             // Not one file more than in a store that was never interrupted.
             assert_eq!(contents(&store), contents(&Store::open(dir.path().join("whole")).unwrap()));
+            generation += 1;
         }
     }
-    assert!(killed >= ROUNDS / 2, "only {killed} of {ROUNDS} were killed while they worked");
+    assert!(
+        killed >= 8 && interrupted >= 4,
+        "{killed} of {ROUNDS} killed, {interrupted} in the middle of an import"
+    );
 }
 
 fn archive_of(image: &TestImage) -> Vec<u8> {
@@ -116,7 +122,8 @@ fn two_processes_importing_the_same_image_convert_each_layer_once() {
     std::fs::write(&tar, archive_of(&image)).unwrap();
     for round in 0..3 {
         let root = dir.path().join(format!("store-{round}"));
-        let both: Vec<Child> = (0..3).map(|_| child("crash::importing_child", &root, &tar).spawn().unwrap()).collect();
+        let both: Vec<Child> =
+            (0..3).map(|_| child("crash::importing_child", &root, &tar).spawn().unwrap()).collect();
         let mut said = String::new();
         for process in both {
             let output = process.wait_with_output().unwrap();
@@ -170,7 +177,13 @@ fn a_full_disk_leaves_nothing_and_the_next_import_succeeds() {
     let inner = child("crash::full_disk_child", &mount, &tar);
     // A mount namespace of its own: the tmpfs goes with the process. Needs root, or user namespaces.
     let mut command = Command::new("unshare");
-    command.args(["--map-root-user", "--mount", "sh", "-c", "mount -t tmpfs -o size=1m none \"$CLOISTER_TEST_ROOT\" && exec \"$0\" \"$@\""]);
+    command.args([
+        "--map-root-user",
+        "--mount",
+        "sh",
+        "-c",
+        "mount -t tmpfs -o size=1m none \"$CLOISTER_TEST_ROOT\" && exec \"$0\" \"$@\"",
+    ]);
     command.arg(inner.get_program()).args(inner.get_args());
     for (key, value) in inner.get_envs() {
         command.env(key, value.unwrap());
@@ -178,6 +191,7 @@ fn a_full_disk_leaves_nothing_and_the_next_import_succeeds() {
     let output = command.output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
-    let failures: u32 = said.split("FAILURES ").nth(1).unwrap().split_whitespace().next().unwrap().parse().unwrap();
+    let failures: u32 =
+        said.split("FAILURES ").nth(1).unwrap().split_whitespace().next().unwrap().parse().unwrap();
     assert!(failures >= 5, "{said}");
 }

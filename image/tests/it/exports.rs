@@ -1,18 +1,18 @@
 //! What comes out of the store can go in again, here and elsewhere.
 
-
 use std::path::Path;
 
+use crate::common::*;
 use cloister_image::export::{Format, Output, export};
 use cloister_image::source::Request;
 use cloister_image::store::Options;
 use cloister_image::{Digest, Store};
-use crate::common::*;
 
 fn import(dir: &Path, options: Options) -> (Store, TestImage) {
     let image = TestImage::usual();
     let store = Store::open_with(dir.join("store"), options).unwrap();
-    import_bytes(&store, &archive(&layout(&[entry(&image, None, None)], &[&image.blobs])), &named("app:1")).unwrap();
+    import_bytes(&store, &archive(&layout(&[entry(&image, None, None)], &[&image.blobs])), &named("app:1"))
+        .unwrap();
     (store, image)
 }
 
@@ -21,16 +21,27 @@ fn an_oci_archive_has_the_digests_of_the_import() {
     let dir = tempfile::tempdir().unwrap();
     let (store, image) = import(dir.path(), Options::default());
     let out = dir.path().join("out.tar");
-    let done = export(&store, &store.open_image("app:1").unwrap(), Format::OciArchive, Output::Path(out.clone())).unwrap();
+    let done =
+        export(&store, &store.open_image("app:1").unwrap(), Format::OciArchive, Output::Path(out.clone()))
+            .unwrap();
     assert_eq!(done.manifest, Some(image.digest()));
     assert_eq!(done.bytes, std::fs::metadata(&out).unwrap().len());
     let other = Store::open(dir.path().join("other")).unwrap();
     let records = import_path(&other, &out, &Request::default()).unwrap();
     assert_eq!((records[0].manifest, records[0].name.as_str()), (image.digest(), "docker.io/library/app:1"));
-    let inspect = std::process::Command::new("skopeo").args(["inspect", "--raw", &format!("oci-archive:{}", out.display())]).output().unwrap();
+    let inspect = std::process::Command::new("skopeo")
+        .args(["inspect", "--raw", &format!("oci-archive:{}", out.display())])
+        .output()
+        .unwrap();
     assert_eq!(inspect.stdout, image.manifest, "{}", String::from_utf8_lossy(&inspect.stderr));
     // No temporary file beside it.
-    assert_eq!(std::fs::read_dir(dir.path()).unwrap().filter(|e| e.as_ref().unwrap().file_name().to_string_lossy().starts_with('.')).count(), 0);
+    assert_eq!(
+        std::fs::read_dir(dir.path())
+            .unwrap()
+            .filter(|e| e.as_ref().unwrap().file_name().to_string_lossy().starts_with('.'))
+            .count(),
+        0
+    );
 }
 
 #[test]
@@ -40,7 +51,9 @@ fn without_kept_blobs_the_archive_is_uncompressed_and_whole() {
     let kept = Store::open(dir.path().join("kept")).unwrap();
     assert!(store.usage().unwrap().blobs < 20_000, "only manifest and config");
     let out = dir.path().join("out.tar");
-    let done = export(&store, &store.open_image("app:1").unwrap(), Format::OciArchive, Output::Path(out.clone())).unwrap();
+    let done =
+        export(&store, &store.open_image("app:1").unwrap(), Format::OciArchive, Output::Path(out.clone()))
+            .unwrap();
     assert_ne!(done.manifest, Some(image.digest()));
     let records = import_path(&kept, &out, &named("again")).unwrap();
     assert_eq!(Some(records[0].manifest), done.manifest);
@@ -52,12 +65,16 @@ fn a_docker_archive_loads_here_and_in_skopeo() {
     let dir = tempfile::tempdir().unwrap();
     let (store, image) = import(dir.path(), Options::default());
     let out = dir.path().join("docker.tar");
-    export(&store, &store.open_image("app:1").unwrap(), Format::DockerArchive, Output::Path(out.clone())).unwrap();
+    export(&store, &store.open_image("app:1").unwrap(), Format::DockerArchive, Output::Path(out.clone()))
+        .unwrap();
     let records = import_path(&store, &out, &Request::default()).unwrap();
     assert_eq!(records[0].config, Digest::of(&image.config));
     let to = format!("dir:{}", dir.path().join("copy").display());
     let from = format!("docker-archive:{}:app:1", out.display());
-    let status = std::process::Command::new("skopeo").args(["--insecure-policy", "copy", "--quiet", &from, &to]).status().unwrap();
+    let status = std::process::Command::new("skopeo")
+        .args(["--insecure-policy", "copy", "--quiet", &from, &to])
+        .status()
+        .unwrap();
     assert!(status.success());
 }
 
@@ -72,7 +89,8 @@ fn a_failed_export_leaves_no_file_and_keeps_the_old_one() {
     std::fs::write(&blob, bytes).unwrap();
     let out = dir.path().join("out.tar");
     std::fs::write(&out, "old").unwrap();
-    let error = export(&store, &image, Format::OciArchive, Output::Path(out.clone())).unwrap_err().to_string();
+    let error =
+        export(&store, &image, Format::OciArchive, Output::Path(out.clone())).unwrap_err().to_string();
     assert!(error.contains("damaged in the store"), "{error}");
     assert_eq!(std::fs::read(&out).unwrap(), b"old");
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2);
@@ -97,7 +115,11 @@ fn the_merged_file_system_comes_out_in_three_forms() {
     assert_eq!(done.bytes, std::fs::metadata(&out).unwrap().len());
     let listing = String::from_utf8(run("tar", &["-tf"], &out)).unwrap();
     for name in ["bin/sh", "data", "etc/passwd", "p", "z"] {
-        assert_eq!(listing.lines().filter(|line| line.trim_start_matches("./") == name).count(), 1, "{listing}");
+        assert_eq!(
+            listing.lines().filter(|line| line.trim_start_matches("./") == name).count(),
+            1,
+            "{listing}"
+        );
     }
     // To a stream as well, byte for byte the same file.
     let out = dir.path().join("root.erofs");

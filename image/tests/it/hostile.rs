@@ -67,7 +67,11 @@ fn a_config_that_names_other_layers() {
         let bytes = serde_json::to_vec(&config).unwrap();
         let mut changed = image.clone();
         changed.blobs.insert(Digest::of(&bytes), bytes.clone());
-        refused(&with_manifest(&changed, |m| m["config"] = descriptor(OCI_CONFIG, &bytes)), &named("x"), part);
+        refused(
+            &with_manifest(&changed, |m| m["config"] = descriptor(OCI_CONFIG, &bytes)),
+            &named("x"),
+            part,
+        );
     }
 }
 
@@ -88,7 +92,10 @@ fn thousands_of_layers_and_giant_documents() {
     let entries = vec![one().descriptor(); 5000];
     let mut files = layout(&[], &[&one().blobs]);
     files.retain(|(path, _)| path != "index.json");
-    files.push(("index.json".to_owned(), serde_json::to_vec(&json!({"schemaVersion": 2, "manifests": entries})).unwrap()));
+    files.push((
+        "index.json".to_owned(),
+        serde_json::to_vec(&json!({"schemaVersion": 2, "manifests": entries})).unwrap(),
+    ));
     refused(&archive(&files), &named("x"), "entries is more than the limit of 1024");
 }
 
@@ -128,10 +135,14 @@ fn what_is_not_a_runnable_image() {
     refused_manifest("an artifact of type application/vnd.cncf.helm.config.v1+json", |m| {
         m["config"]["mediaType"] = json!("application/vnd.cncf.helm.config.v1+json");
     });
-    refused_manifest("docker schema 1", |m| *m = json!({"schemaVersion": 1, "fsLayers": [], "mediaType": OCI_MANIFEST}));
+    refused_manifest("docker schema 1", |m| {
+        *m = json!({"schemaVersion": 1, "fsLayers": [], "mediaType": OCI_MANIFEST})
+    });
     refused_manifest("both `manifests` and `layers`", |m| m["manifests"] = json!([]));
     refused_manifest("does not fit its content", |m| m["mediaType"] = json!(OCI_INDEX));
-    refused_manifest("only sha256", |m| m["layers"][0]["digest"] = json!(format!("sha512:{}", "0".repeat(128))));
+    refused_manifest("only sha256", |m| {
+        m["layers"][0]["digest"] = json!(format!("sha512:{}", "0".repeat(128)))
+    });
     let windows = with_config(|c| c["os"] = json!("windows"));
     refused(&windows, &named("x"), "only Linux images run here");
 }
@@ -153,11 +164,20 @@ fn archives_with_tricks() {
     refused(&[], &named("x"), "neither an OCI layout");
     refused(b"BZh91AY&SY", &named("x"), "bzip2");
     refused(b"\xfd7zXZ\0\0\x04", &named("x"), "xz");
-    refused(&gzip(&archive(&layout(&[one().descriptor()], &[&one().blobs])))[..200], &named("x"), "test input");
+    refused(
+        &gzip(&archive(&layout(&[one().descriptor()], &[&one().blobs])))[..200],
+        &named("x"),
+        "test input",
+    );
     refused(&archive(&[("repositories".to_owned(), b"{}".to_vec())]), &named("x"), "docker older than 1.10");
-    for (config, layer) in [("../../etc/passwd", "l"), ("/etc/passwd", "l"), ("c.json", "/etc/shadow"), ("c.json", "..")] {
+    for (config, layer) in
+        [("../../etc/passwd", "l"), ("/etc/passwd", "l"), ("c.json", "/etc/shadow"), ("c.json", "..")]
+    {
         let list = json!([{"Config": config, "RepoTags": ["x:1"], "Layers": [layer]}]);
-        let files = [("manifest.json".to_owned(), serde_json::to_vec(&list).unwrap()), ("c.json".to_owned(), one().config)];
+        let files = [
+            ("manifest.json".to_owned(), serde_json::to_vec(&list).unwrap()),
+            ("c.json".to_owned(), one().config),
+        ];
         refused(&archive(&files), &Request::default(), "there is no");
     }
     // A name that is no reference is no name.

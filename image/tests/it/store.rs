@@ -6,8 +6,11 @@ use crate::common::*;
 
 fn put(store: &Store, name: &str, seed: u64) -> ImageRecord {
     let base = tar(&[("base", &noise(200_000, 99))]);
-    let image = TestImage::new(host_arch(), &[(base, TAR_GZIP), (tar(&[("own", &noise(400_000, seed))]), TAR_GZIP)]);
-    import_bytes(store, &archive(&layout(&[image.descriptor()], &[&image.blobs])), &named(name)).unwrap().remove(0)
+    let image =
+        TestImage::new(host_arch(), &[(base, TAR_GZIP), (tar(&[("own", &noise(400_000, seed))]), TAR_GZIP)]);
+    import_bytes(store, &archive(&layout(&[image.descriptor()], &[&image.blobs])), &named(name))
+        .unwrap()
+        .remove(0)
 }
 
 fn store() -> (tempfile::TempDir, Store) {
@@ -31,7 +34,10 @@ fn names_move_and_images_are_found_by_name_and_id() {
     assert!(matches!(store.find("Bad Name"), Err(Error::Reference(_))));
     assert_eq!(store.remove("other").unwrap().name, "docker.io/library/other:latest");
     assert!(store.find(&one.config.hex()).is_err());
-    assert_eq!(store.list().unwrap().iter().map(ImageRecord::familiar_name).collect::<Vec<_>>(), ["app:1", "app:2"]);
+    assert_eq!(
+        store.list().unwrap().iter().map(ImageRecord::familiar_name).collect::<Vec<_>>(),
+        ["app:1", "app:2"]
+    );
 }
 
 #[test]
@@ -79,12 +85,26 @@ fn a_damaged_index_is_reported_and_left_alone() {
     put(&store, "app", 1);
     let index = store.root().join("index.json");
     let good = std::fs::read(&index).unwrap();
-    for bad in [&good[..good.len() / 2], b"", b"{}", br#"{"schemaVersion":2,"manifests":[{"mediaType":"x","digest":"sha256:00","size":1}]}"#] {
+    for bad in [
+        &good[..good.len() / 2],
+        b"",
+        b"{}",
+        br#"{"schemaVersion":2,"manifests":[{"mediaType":"x","digest":"sha256:00","size":1}]}"#,
+    ] {
         std::fs::write(&index, bad).unwrap();
         let store = Store::open(store.root()).unwrap();
-        for error in [store.list().unwrap_err(), store.prune(true, None).unwrap_err(), store.remove("app").unwrap_err()] {
+        for error in [
+            store.list().unwrap_err(),
+            store.prune(true, None).unwrap_err(),
+            store.remove("app").unwrap_err(),
+        ] {
             let error = error.to_string();
-            assert!(error.contains("index.json") && error.contains("nothing was changed") && !error.contains('\n'), "{error}");
+            assert!(
+                error.contains("index.json")
+                    && error.contains("nothing was changed")
+                    && !error.contains('\n'),
+                "{error}"
+            );
         }
         assert_eq!(std::fs::read(&index).unwrap(), bad);
     }
@@ -127,5 +147,10 @@ fn the_store_is_an_oci_layout_other_tools_read() {
     let record = put(&store, "app:1", 1);
     let from = format!("oci:{}:docker.io/library/app:1", store.root().display());
     let out = std::process::Command::new("skopeo").args(["inspect", "--raw", &from]).output().unwrap();
-    assert_eq!(cloister_image::Digest::of(&out.stdout), record.manifest, "{}", String::from_utf8_lossy(&out.stderr));
+    assert_eq!(
+        cloister_image::Digest::of(&out.stdout),
+        record.manifest,
+        "{}",
+        String::from_utf8_lossy(&out.stderr)
+    );
 }

@@ -17,7 +17,7 @@ const HTPASSWD: &str = "user:$2b$05$RBN4YnW7U7QXl0FLHXNyJeLcbi/rp8QaS603WoQg6mWQ
 pub struct Registry {
     process: Child,
     pub address: String,
-    pub dir: tempfile::TempDir,
+    _dir: tempfile::TempDir,
     pub ca: Option<PathBuf>,
 }
 
@@ -38,11 +38,17 @@ impl Registry {
             );
             let ca = tls.then(|| certificates(dir.path()));
             if tls {
-                config += &format!("  tls:\n    certificate: {0}/server.pem\n    key: {0}/server.key\n", dir.path().display());
+                config += &format!(
+                    "  tls:\n    certificate: {0}/server.pem\n    key: {0}/server.key\n",
+                    dir.path().display()
+                );
             }
             if auth {
                 std::fs::write(dir.path().join("htpasswd"), HTPASSWD).unwrap();
-                config += &format!("auth:\n  htpasswd:\n    realm: test\n    path: {}/htpasswd\n", dir.path().display());
+                config += &format!(
+                    "auth:\n  htpasswd:\n    realm: test\n    path: {}/htpasswd\n",
+                    dir.path().display()
+                );
             }
             let path = dir.path().join("config.yml");
             std::fs::write(&path, config).unwrap();
@@ -56,7 +62,7 @@ impl Registry {
             let deadline = Instant::now() + Duration::from_secs(20);
             while Instant::now() < deadline && process.try_wait().unwrap().is_none() {
                 if TcpStream::connect(&address).is_ok() {
-                    return Self { process, address, dir, ca };
+                    return Self { process, address, _dir: dir, ca };
                 }
                 std::thread::sleep(Duration::from_millis(20));
             }
@@ -71,7 +77,14 @@ impl Registry {
         let layout = tempfile::tempdir().unwrap();
         write_dir(layout.path(), files);
         let output = Command::new("skopeo")
-            .args(["--insecure-policy", "copy", "--quiet", "--all", "--preserve-digests", "--dest-tls-verify=false"])
+            .args([
+                "--insecure-policy",
+                "copy",
+                "--quiet",
+                "--all",
+                "--preserve-digests",
+                "--dest-tls-verify=false",
+            ])
             .args(["--dest-creds", "user:secret"])
             .arg(format!("oci:{}", layout.path().display()))
             .arg(format!("docker://{}/{name}", self.address))
@@ -97,8 +110,27 @@ fn certificates(dir: &Path) -> PathBuf {
     let key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"];
     std::fs::write(dir.join("san"), "subjectAltName=IP:127.0.0.1\nbasicConstraints=CA:FALSE\n").unwrap();
     openssl(&[&["req", "-x509", "-days", "2", "-subj", "/CN=test ca", "-keyout", "ca.key", "-out", "ca.pem"][..], &key].concat());
-    openssl(&[&["req", "-subj", "/CN=127.0.0.1", "-keyout", "server.key", "-out", "server.csr"][..], &key].concat());
-    openssl(&["x509", "-req", "-days", "2", "-in", "server.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-extfile", "san", "-out", "server.pem"]);
+    openssl(
+        &[&["req", "-subj", "/CN=127.0.0.1", "-keyout", "server.key", "-out", "server.csr"][..], &key]
+            .concat(),
+    );
+    openssl(&[
+        "x509",
+        "-req",
+        "-days",
+        "2",
+        "-in",
+        "server.csr",
+        "-CA",
+        "ca.pem",
+        "-CAkey",
+        "ca.key",
+        "-CAcreateserial",
+        "-extfile",
+        "san",
+        "-out",
+        "server.pem",
+    ]);
     dir.join("ca.pem")
 }
 
@@ -152,7 +184,8 @@ impl Front {
                 if stopped.load(Ordering::SeqCst) {
                     return;
                 }
-                let (upstream, decide, log, stopped) = (upstream.clone(), Arc::clone(&decide), Arc::clone(&log), Arc::clone(&stopped));
+                let (upstream, decide, log, stopped) =
+                    (upstream.clone(), Arc::clone(&decide), Arc::clone(&log), Arc::clone(&stopped));
                 // Ends with its connection; a broken one is what many tests want.
                 std::thread::spawn(move || serve(&stream.unwrap(), &upstream, &*decide, &log, &stopped));
             }
@@ -174,7 +207,13 @@ impl Drop for Front {
     }
 }
 
-fn serve(client: &TcpStream, upstream: &str, decide: &dyn Fn(&Seen) -> Act, log: &Mutex<Vec<Seen>>, stop: &AtomicBool) -> Option<()> {
+fn serve(
+    client: &TcpStream,
+    upstream: &str,
+    decide: &dyn Fn(&Seen) -> Act,
+    log: &Mutex<Vec<Seen>>,
+    stop: &AtomicBool,
+) -> Option<()> {
     let mut reader = BufReader::new(client);
     let mut out = client;
     loop {
@@ -211,7 +250,8 @@ fn serve(client: &TcpStream, upstream: &str, decide: &dyn Fn(&Seen) -> Act, log:
             Act::Stall(at) => (at, true, true),
         };
         let mut server = TcpStream::connect(upstream).ok()?;
-        let mut head = format!("{} {} HTTP/1.1\r\nhost: {upstream}\r\nconnection: close\r\n", seen.method, seen.path);
+        let mut head =
+            format!("{} {} HTTP/1.1\r\nhost: {upstream}\r\nconnection: close\r\n", seen.method, seen.path);
         for name in ["accept", "range"].into_iter().filter(|name| range || *name != "range") {
             if let Some(value) = seen.header(name) {
                 head += &format!("{name}: {value}\r\n");

@@ -20,18 +20,23 @@ pub(super) struct Demand<'a> {
     /// Repository to read.
     pub(super) repository: &'a str,
     pub(super) credentials: Option<&'a Credentials>,
+    /// The registry itself is spoken to without TLS, as the user asked; its token server may be too.
+    pub(super) plain_http: bool,
 }
 
 /// The `Authorization` header that answers the demand.
 pub(super) fn answer(http: &Http, demand: &Demand<'_>) -> Result<String, Failure> {
-    let challenges: Vec<Challenge> = demand.headers.iter().flat_map(|header| challenge::parse(header)).collect();
+    let challenges: Vec<Challenge> =
+        demand.headers.iter().flat_map(|header| challenge::parse(header)).collect();
     if let Some(bearer) = challenges.iter().find(|challenge| challenge.scheme == "bearer") {
         return bearer_token(http, bearer, demand).map(|token| format!("Bearer {token}"));
     }
     if challenges.iter().any(|challenge| challenge.scheme == "basic") {
         return match demand.credentials {
             Some(Credentials::Password { user, password }) => Ok(basic(user, password)),
-            Some(_) => Err(refused("the registry wants a user name and a password, the credentials hold only a token")),
+            Some(_) => Err(refused(
+                "the registry wants a user name and a password, the credentials hold only a token",
+            )),
             None => Err(refused("the registry wants credentials and none are configured for it")),
         };
     }
@@ -67,22 +72,41 @@ fn bearer_token(http: &Http, challenge: &Challenge, demand: &Demand<'_>) -> Resu
         }
     }
     let response = if let Some(Credentials::IdentityToken(token)) = demand.credentials {
-        let form = format!("grant_type=refresh_token&client_id=cloister&{query}&refresh_token={}", escape(token));
-        http.send(&Request { url: realm, form: Some(&form), ..Request::default() })
+        let form =
+            format!("grant_type=refresh_token&client_id=cloister&{query}&refresh_token={}", escape(token));
+        http.send(&Request {
+            url: realm,
+            form: Some(&form),
+            plain_http: demand.plain_http,
+            ..Request::default()
+        })
     } else {
         let url = format!("{realm}{}{query}", if realm.contains('?') { "&" } else { "?" });
         let authorization = match demand.credentials {
             Some(Credentials::Password { user, password }) => Some(basic(user, password)),
             _ => None,
         };
-        http.send(&Request { url: &url, authorization: authorization.as_deref(), ..Request::default() })
+        http.send(&Request {
+            url: &url,
+            authorization: authorization.as_deref(),
+            plain_http: demand.plain_http,
+            ..Request::default()
+        })
     };
-    let response = response.map_err(|failure| Failure { why: format!("token server: {}", failure.why), ..failure })?;
+    let response =
+        response.map_err(|failure| Failure { why: format!("token server: {}", failure.why), ..failure })?;
     let status = response.status().as_u16();
     if status != 200 {
-        let known = if demand.credentials.is_some() { "with the configured credentials" } else { "without credentials" };
+        let known = if demand.credentials.is_some() {
+            "with the configured credentials"
+        } else {
+            "without credentials"
+        };
         let transient = matches!(status, 408 | 429 | 500 | 502 | 503 | 504);
-        return Err(Failure { why: format!("token server answered {status} to a request {known}"), transient });
+        return Err(Failure {
+            why: format!("token server answered {status} to a request {known}"),
+            transient,
+        });
     }
     let mut body = Vec::new();
     response
@@ -94,7 +118,8 @@ fn bearer_token(http: &Http, challenge: &Challenge, demand: &Demand<'_>) -> Resu
     if body.len() as u64 > MAX_TOKEN {
         return Err(refused("token server: the answer is larger than 1 MiB"));
     }
-    let token: Token = serde_json::from_slice(&body).map_err(|_| refused("token server: the answer holds no token"))?;
+    let token: Token =
+        serde_json::from_slice(&body).map_err(|_| refused("token server: the answer holds no token"))?;
     token
         .token
         .or(token.access_token)

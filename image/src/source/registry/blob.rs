@@ -8,6 +8,9 @@ use super::retry;
 use crate::error::Error;
 use crate::oci::BlobRef;
 
+/// Bytes that count as getting on.
+const PROGRESS: u64 = 256 << 10;
+
 /// Reads a blob of known size. After a broken or stalled connection it goes on where it was; the converter checks the digest of
 /// the whole, so a server that resumes with other bytes is found out.
 pub(super) struct BlobReader<'a> {
@@ -19,8 +22,10 @@ pub(super) struct BlobReader<'a> {
     endpoint: usize,
     /// Bytes delivered.
     at: u64,
-    /// Attempts since the last byte arrived.
+    /// Attempts since the download last got on.
     attempts: u32,
+    /// Where it was then.
+    mark: u64,
     slow: Slow,
 }
 
@@ -34,7 +39,18 @@ struct Slow {
 impl<'a> BlobReader<'a> {
     pub(super) fn new(client: &'a Client, blob: &BlobRef, watch: Watch<'a>) -> Self {
         let what = format!("layer {}", blob.digest);
-        Self { client, watch, blob: blob.clone(), what, body: None, endpoint: 0, at: 0, attempts: 0, slow: Slow::default() }
+        Self {
+            client,
+            watch,
+            blob: blob.clone(),
+            what,
+            body: None,
+            endpoint: 0,
+            at: 0,
+            attempts: 0,
+            mark: 0,
+            slow: Slow::default(),
+        }
     }
 
     /// A body that starts at `self.at`.
@@ -44,14 +60,22 @@ impl<'a> BlobReader<'a> {
         let fatal = |why: &str| Attempt::Fatal(self.client.error(self.endpoint, &self.what, why));
         let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok());
         let partial = response.status().as_u16() == 206;
-        let start = if partial { content_range_start(header("content-range").unwrap_or_default()).unwrap_or(u64::MAX) } else { 0 };
+        let start = if partial {
+            content_range_start(header("content-range").unwrap_or_default()).unwrap_or(u64::MAX)
+        } else {
+            0
+        };
         if partial && start != self.at {
             return Err(fatal("the registry resumes at another place than asked"));
         }
         if let Some(length) = header("content-length").and_then(|text| text.parse::<u64>().ok())
             && length.checked_add(start) != Some(self.blob.size)
         {
-            return Err(fatal(&format!("the registry has {} bytes, the manifest says {}", length.saturating_add(start), self.blob.size)));
+            return Err(fatal(&format!(
+                "the registry has {} bytes, the manifest says {}",
+                length.saturating_add(start),
+                self.blob.size
+            )));
         }
         let mut body: Box<dyn Read + Send> = Box::new(response.into_body().into_reader());
         if start < self.at {
@@ -87,7 +111,9 @@ impl<'a> BlobReader<'a> {
 
     fn read_body(&mut self, body: &mut dyn Read, buffer: &mut [u8]) -> Result<usize, Attempt> {
         let start = Instant::now();
-        let n = body.read(buffer).map_err(|error| self.client.again(self.endpoint, &self.what, &error.to_string()))?;
+        let n = body
+            .read(buffer)
+            .map_err(|error| self.client.again(self.endpoint, &self.what, &error.to_string()))?;
         if n == 0 && self.at < self.blob.size {
             return Err(self.client.again(self.endpoint, &self.what, "the connection was closed early"));
         }
@@ -124,8 +150,9 @@ impl Read for BlobReader<'_> {
             match self.read_body(&mut *body, buffer) {
                 Ok(n) => {
                     self.at += n as u64;
-                    if n > 0 {
-                        self.attempts = 0;
+                    // A server that gives a few bytes for each connection would otherwise be asked for ever.
+                    if self.at - self.mark >= PROGRESS {
+                        (self.attempts, self.mark) = (0, self.at);
                     }
                     self.body = Some(body);
                     return Ok(n);

@@ -70,7 +70,9 @@ mod tests {
 
     #[test]
     fn the_usual_headers_are_read() {
-        let list = parse(r#"Bearer realm="https://auth.docker.io/token",service="registry.docker.io",scope="repository:a/b:pull,push""#);
+        let list = parse(
+            r#"Bearer realm="https://auth.docker.io/token",service="registry.docker.io",scope="repository:a/b:pull,push""#,
+        );
         assert_eq!(list.len(), 1);
         assert_eq!(list[0].scheme, "bearer");
         assert_eq!(list[0].param("realm"), Some("https://auth.docker.io/token"));

@@ -57,11 +57,20 @@ pub(super) enum Attempt {
 
 impl Client {
     /// Reads a manifest or config from the first endpoint that has it.
-    pub(super) fn small(&self, what: &str, path: &str, accept: Option<&str>, limit: u64, watch: Watch<'_>) -> Result<Small> {
+    pub(super) fn small(
+        &self,
+        what: &str,
+        path: &str,
+        accept: Option<&str>,
+        limit: u64,
+        watch: Watch<'_>,
+    ) -> Result<Small> {
         self.anywhere(|endpoint| {
             self.with_retries(what, watch, || {
                 let response = self.attempt(endpoint, what, path, accept, 0)?;
-                let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
+                let header = |name: &str| {
+                    response.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned)
+                };
                 let media_type = header("content-type").unwrap_or_default();
                 let media_type = media_type.split(';').next().unwrap_or_default().trim().to_owned();
                 let content_digest = header("docker-content-digest");
@@ -70,7 +79,12 @@ impl Client {
                 read.map_err(|error| self.again(endpoint, what, &error.to_string()))?;
                 if body.len() as u64 > limit {
                     let subject = format!("{what} from {}", self.endpoints[endpoint].registry);
-                    return Err(Attempt::Fatal(Error::Limit { subject, got: body.len() as u64, limit, unit: "bytes" }));
+                    return Err(Attempt::Fatal(Error::Limit {
+                        subject,
+                        got: body.len() as u64,
+                        limit,
+                        unit: "bytes",
+                    }));
                 }
                 Ok(Small { body, media_type, content_digest })
             })
@@ -93,7 +107,12 @@ impl Client {
     }
 
     /// Repeats an attempt, with pauses, while it fails in a way that may pass.
-    pub(super) fn with_retries<T>(&self, what: &str, watch: Watch<'_>, mut attempt: impl FnMut() -> Result<T, Attempt>) -> Result<T> {
+    pub(super) fn with_retries<T>(
+        &self,
+        what: &str,
+        watch: Watch<'_>,
+        mut attempt: impl FnMut() -> Result<T, Attempt>,
+    ) -> Result<T> {
         let mut count = 1;
         loop {
             let (error, after) = match attempt() {
@@ -110,21 +129,42 @@ impl Client {
     }
 
     /// One try at a GET below the repository, authenticating when asked to.
-    pub(super) fn attempt(&self, endpoint: usize, what: &str, path: &str, accept: Option<&str>, from: u64) -> Result<Response<Body>, Attempt> {
+    pub(super) fn attempt(
+        &self,
+        endpoint: usize,
+        what: &str,
+        path: &str,
+        accept: Option<&str>,
+        from: u64,
+    ) -> Result<Response<Body>, Attempt> {
         let place = &self.endpoints[endpoint];
         let url = format!("{}/{}/{path}{}", place.api, self.repository, place.query);
+        let plain_http = place.api.starts_with("http://");
         let mut authenticated = false;
         loop {
             let authorization = self.known_authorization(endpoint);
-            let request = Request { url: &url, accept, authorization: authorization.as_deref(), from, form: None };
-            let response = self.http.send(&request).map_err(|failure| self.failed(endpoint, what, failure))?;
+            let request = Request {
+                url: &url,
+                accept,
+                authorization: authorization.as_deref(),
+                from,
+                form: None,
+                plain_http,
+            };
+            let response =
+                self.http.send(&request).map_err(|failure| self.failed(endpoint, what, failure))?;
             let status = response.status().as_u16();
             match status {
                 200 | 206 => return Ok(response),
                 401 if !authenticated => {
                     authenticated = true;
-                    let header = self.authenticate(endpoint, &response).map_err(|failure| self.failed(endpoint, what, failure))?;
-                    self.authorization.lock().unwrap_or_else(PoisonError::into_inner).insert(endpoint, header);
+                    let header = self
+                        .authenticate(endpoint, &response)
+                        .map_err(|failure| self.failed(endpoint, what, failure))?;
+                    self.authorization
+                        .lock()
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .insert(endpoint, header);
                 }
                 _ => return Err(self.status(endpoint, what, response)),
             }
@@ -140,14 +180,27 @@ impl Client {
             .config
             .get(&self.endpoints[endpoint].registry, &self.repository)
             .map_err(|error| Failure { why: error.to_string(), transient: false })?;
-        let headers = response.headers().get_all("www-authenticate").iter().filter_map(|value| value.to_str().ok()).collect();
-        auth::answer(&self.http, &Demand { headers, repository: &self.repository, credentials: credentials.as_ref() })
+        let headers = response
+            .headers()
+            .get_all("www-authenticate")
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .collect();
+        let plain_http = self.endpoints[endpoint].api.starts_with("http://");
+        auth::answer(
+            &self.http,
+            &Demand { headers, repository: &self.repository, credentials: credentials.as_ref(), plain_http },
+        )
     }
 
     /// What an answer other than success means.
     fn status(&self, endpoint: usize, what: &str, response: Response<Body>) -> Attempt {
         let status = response.status();
-        let after = response.headers().get("retry-after").and_then(|value| value.to_str().ok()).and_then(retry::retry_after);
+        let after = response
+            .headers()
+            .get("retry-after")
+            .and_then(|value| value.to_str().ok())
+            .and_then(retry::retry_after);
         let mut body = Vec::new();
         // Only for the message; what cannot be read is not shown.
         let _ = response.into_body().into_reader().take(4096).read_to_end(&mut body);
@@ -163,7 +216,10 @@ impl Client {
                 Some(after) if after > retry::MAX_RETRY_AFTER => Attempt::Fatal(self.error(
                     endpoint,
                     what,
-                    &format!("{why}; it asks to come back in {} s, which is longer than we wait", after.as_secs()),
+                    &format!(
+                        "{why}; it asks to come back in {} s, which is longer than we wait",
+                        after.as_secs()
+                    ),
                 )),
                 after => Attempt::Again { error, after },
             },
@@ -181,16 +237,28 @@ impl Client {
     }
 
     pub(super) fn error(&self, endpoint: usize, what: &str, why: &str) -> Error {
-        Error::Registry { registry: self.endpoints[endpoint].registry.clone(), what: what.to_owned(), why: why.to_owned() }
+        Error::Registry {
+            registry: self.endpoints[endpoint].registry.clone(),
+            what: what.to_owned(),
+            why: why.to_owned(),
+        }
     }
 }
 
 /// Waits before another attempt; gives the attempt's error back when the whole import has stopped meanwhile.
-pub(super) fn pause_before(count: u32, what: &str, error: Error, after: Option<Duration>, watch: Watch<'_>) -> Result<()> {
+pub(super) fn pause_before(
+    count: u32,
+    what: &str,
+    error: Error,
+    after: Option<Duration>,
+    watch: Watch<'_>,
+) -> Result<()> {
     let pause = retry::pause(count).max(after.unwrap_or_default());
     watch.progress.message(&format!("{what}: {error}; trying again in {:.1} s", pause.as_secs_f64()));
     let until = std::time::Instant::now() + pause;
-    while let Some(left) = until.checked_duration_since(std::time::Instant::now()).filter(|left| !left.is_zero()) {
+    while let Some(left) =
+        until.checked_duration_since(std::time::Instant::now()).filter(|left| !left.is_zero())
+    {
         if watch.stop.is_set() {
             return Err(error);
         }

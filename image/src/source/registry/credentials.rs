@@ -84,10 +84,16 @@ impl DockerConfig {
 
     fn read(path: &Path) -> Result<Self> {
         let mut text = Vec::new();
-        std::fs::File::open(path).and_then(|file| file.take(MAX_FILE).read_to_end(&mut text)).at("read", path)?;
+        std::fs::File::open(path)
+            .and_then(|file| file.take(MAX_FILE).read_to_end(&mut text))
+            .at("read", path)?;
         // The reason is left out on purpose: serde would quote what may be a password.
-        serde_json::from_slice(&text)
-            .map_err(|error| Error::invalid(path.display().to_string(), format!("not a docker configuration, line {}", error.line())))
+        serde_json::from_slice(&text).map_err(|error| {
+            Error::invalid(
+                path.display().to_string(),
+                format!("not a docker configuration, line {}", error.line()),
+            )
+        })
     }
 
     /// Credentials for a repository, from the most specific entry.
@@ -117,7 +123,10 @@ impl DockerConfig {
         if let Some(found) = by_url.filter_map(|(_, entry)| entry.credentials()).next() {
             return Ok(Some(found));
         }
-        self.creds_store.as_deref().filter(|store| !store.is_empty()).map_or(Ok(None), |store| ask_helper(store, server))
+        self.creds_store
+            .as_deref()
+            .filter(|store| !store.is_empty())
+            .map_or(Ok(None), |store| ask_helper(store, server))
     }
 }
 
@@ -148,7 +157,8 @@ fn ask_helper(name: &str, server: &str) -> Result<Option<Credentials>> {
     if !name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.')) {
         return Err(Error::invalid(short(&program), "not the name of a credential helper"));
     }
-    let fail = |why: String| Error::invalid(program.clone(), format!("asked for credentials of {server}: {why}"));
+    let fail =
+        |why: String| Error::invalid(program.clone(), format!("asked for credentials of {server}: {why}"));
     let mut child = Command::new(&program)
         .arg("get")
         .stdin(Stdio::piped())
@@ -174,7 +184,8 @@ fn ask_helper(name: &str, server: &str) -> Result<Option<Credentials>> {
         username: String,
         secret: String,
     }
-    let answer: Answer = serde_json::from_slice(&answer).map_err(|_| fail("the answer is not what the helper protocol says".to_owned()))?;
+    let answer: Answer = serde_json::from_slice(&answer)
+        .map_err(|_| fail("the answer is not what the helper protocol says".to_owned()))?;
     Ok(Some(if answer.username == "<token>" {
         Credentials::IdentityToken(answer.secret)
     } else {
@@ -197,7 +208,9 @@ fn talk(child: &mut Child, server: &str) -> Result<Vec<u8>, String> {
         // The other side may have given up waiting.
         let _ = send.send(result);
     });
-    let answer = receive.recv_timeout(HELPER_WAIT).map_err(|_| format!("no answer for {} s", HELPER_WAIT.as_secs()))?;
+    let answer = receive
+        .recv_timeout(HELPER_WAIT)
+        .map_err(|_| format!("no answer for {} s", HELPER_WAIT.as_secs()))?;
     let _ = reader.join();
     // It closed its output; a helper that stays on anyway is ended.
     let deadline = Instant::now() + Duration::from_secs(5);
@@ -231,7 +244,10 @@ mod tests {
         assert_eq!(config.get("reg:5000", "x/y").unwrap(), password("u", "p"));
         assert_eq!(config.get("reg:5000", "team/y").unwrap(), password("t", "q"));
         assert_eq!(config.get("docker.io", "library/debian").unwrap(), password("hub", "a:b"));
-        assert_eq!(config.get("old.example", "a").unwrap(), Some(Credentials::IdentityToken("tok".to_owned())));
+        assert_eq!(
+            config.get("old.example", "a").unwrap(),
+            Some(Credentials::IdentityToken("tok".to_owned()))
+        );
         assert_eq!(config.get("reg", "x").unwrap(), None);
     }
 

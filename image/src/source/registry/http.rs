@@ -59,7 +59,6 @@ pub(super) struct Failure {
 #[derive(Debug)]
 pub(super) struct Http {
     agent: Agent,
-    plain_http: bool,
 }
 
 /// One request, GET unless there is a form to post.
@@ -72,10 +71,12 @@ pub(super) struct Request<'a> {
     /// First byte wanted.
     pub(super) from: u64,
     pub(super) form: Option<&'a str>,
+    /// The user asked for plain HTTP with this endpoint; else every step must be HTTPS.
+    pub(super) plain_http: bool,
 }
 
 impl Http {
-    pub(super) fn new(ca_cert: Option<&Path>, plain_http: bool, timeouts: &Timeouts) -> Result<Self> {
+    pub(super) fn new(ca_cert: Option<&Path>, timeouts: &Timeouts) -> Result<Self> {
         let mut roots = system_roots()?;
         if let Some(path) = ca_cert {
             let own = read_bundle(path)?;
@@ -102,24 +103,26 @@ impl Http {
             .timeout_per_write(Some(timeouts.read))
             .max_response_header_size(64 << 10)
             .build();
-        Ok(Self { agent: config.new_agent(), plain_http })
+        Ok(Self { agent: config.new_agent() })
     }
 
     /// Performs a request and follows redirects.
     pub(super) fn send(&self, request: &Request<'_>) -> Result<Response<Body>, Failure> {
         let fatal = |why: String| Failure { why, transient: false };
-        let mut url: Uri = request.url.parse().map_err(|error| fatal(format!("bad URL {}: {error}", request.url)))?;
+        let mut url: Uri =
+            request.url.parse().map_err(|error| fatal(format!("bad URL {}: {error}", request.url)))?;
         let origin = origin(&url);
         for _ in 0..=MAX_REDIRECTS {
             let scheme = url.scheme_str().unwrap_or_default();
-            if scheme != "https" && !(scheme == "http" && (self.plain_http || request.url.starts_with("http://"))) {
+            if scheme != "https" && !(scheme == "http" && request.plain_http) {
                 return Err(fatal(format!("refusing {url}: not HTTPS, and plain HTTP was not asked for")));
             }
             // A credential goes where the user's configuration says it belongs and nowhere else.
             let authorization = request.authorization.filter(|_| self::origin(&url) == origin);
             let response = match request.form {
                 Some(form) => {
-                    let call = self.agent.post(&url).header("content-type", "application/x-www-form-urlencoded");
+                    let call =
+                        self.agent.post(&url).header("content-type", "application/x-www-form-urlencoded");
                     call.send(form)
                 }
                 None => {
@@ -140,8 +143,10 @@ impl Http {
             if !matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308) || request.form.is_some() {
                 return Ok(response);
             }
-            let target = response.headers().get("location").and_then(|value| value.to_str().ok()).unwrap_or_default();
-            url = join(&url, target).ok_or_else(|| fatal(format!("redirected from {url} to no usable place")))?;
+            let target =
+                response.headers().get("location").and_then(|value| value.to_str().ok()).unwrap_or_default();
+            url = join(&url, target)
+                .ok_or_else(|| fatal(format!("redirected from {url} to no usable place")))?;
         }
         Err(fatal(format!("more than {MAX_REDIRECTS} redirects from {}", request.url)))
     }
@@ -152,7 +157,10 @@ impl Failure {
         let transient = match error {
             // A certificate does not get better by trying again.
             ureq::Error::Io(error) => !error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>()),
-            ureq::Error::Timeout(_) | ureq::Error::HostNotFound | ureq::Error::ConnectionFailed | ureq::Error::Protocol(_) => true,
+            ureq::Error::Timeout(_)
+            | ureq::Error::HostNotFound
+            | ureq::Error::ConnectionFailed
+            | ureq::Error::Protocol(_) => true,
             _ => false,
         };
         Self { why: crate::oci::short(&error.to_string()), transient }
@@ -197,12 +205,16 @@ fn system_roots() -> Result<Vec<Certificate<'static>>> {
 
 fn read_bundle(path: &Path) -> Result<Vec<Certificate<'static>>> {
     let mut pem = Vec::new();
-    std::fs::File::open(path).and_then(|file| file.take(MAX_BUNDLE).read_to_end(&mut pem)).at("read", path)?;
+    std::fs::File::open(path)
+        .and_then(|file| file.take(MAX_BUNDLE).read_to_end(&mut pem))
+        .at("read", path)?;
     ureq::tls::parse_pem(&pem)
         .filter_map(|item| match item {
             Ok(PemItem::Certificate(certificate)) => Some(Ok(certificate)),
             Ok(_) => None,
-            Err(error) => Some(Err(Error::invalid(path.display().to_string(), format!("bad certificate: {error}")))),
+            Err(error) => {
+                Some(Err(Error::invalid(path.display().to_string(), format!("bad certificate: {error}"))))
+            }
         })
         .collect()
 }
@@ -220,6 +232,18 @@ mod tests {
         assert_eq!(to("//cdn/x").as_deref(), Some("https://cdn/x"));
         assert_eq!(to(""), None);
         assert_eq!(to("relative"), None);
+    }
+
+    #[test]
+    fn plain_http_is_refused_unless_asked_for() {
+        let http = Http::new(None, &Timeouts::default()).unwrap();
+        let failure =
+            http.send(&Request { url: "http://127.0.0.1:1/token", ..Request::default() }).unwrap_err();
+        assert!(failure.why.contains("not HTTPS") && !failure.transient, "{}", failure.why);
+        let failure = http
+            .send(&Request { url: "http://127.0.0.1:1/token", plain_http: true, ..Request::default() })
+            .unwrap_err();
+        assert!(failure.transient, "{}", failure.why);
     }
 
     #[test]

@@ -35,8 +35,14 @@ impl Mirrors {
         let mut out = Vec::with_capacity(listed.len() + 1);
         for url in listed {
             let rest = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://"));
-            let Some(rest) = rest.map(|rest| rest.trim_end_matches('/')).filter(|rest| !rest.is_empty() && !rest.contains(['?', '#', '@'])) else {
-                return Err(Error::invalid(format!("mirror {} of {registry}", crate::oci::short(url)), "not an http(s) URL"));
+            let Some(rest) = rest
+                .map(|rest| rest.trim_end_matches('/'))
+                .filter(|rest| !rest.is_empty() && !rest.contains(['?', '#', '@']))
+            else {
+                return Err(Error::invalid(
+                    format!("mirror {} of {registry}", crate::oci::short(url)),
+                    "not an http(s) URL",
+                ));
             };
             let (host, path) = rest.split_once('/').map_or((rest, None), |(host, path)| (host, Some(path)));
             let base = url.trim_end_matches('/');
@@ -48,7 +54,11 @@ impl Mirrors {
         }
         let host = if registry == DEFAULT_REGISTRY { "registry-1.docker.io" } else { registry };
         let scheme = if plain_http { "http" } else { "https" };
-        out.push(Endpoint { api: format!("{scheme}://{host}/v2"), registry: registry.to_owned(), query: String::new() });
+        out.push(Endpoint {
+            api: format!("{scheme}://{host}/v2"),
+            registry: registry.to_owned(),
+            query: String::new(),
+        });
         Ok(out)
     }
 }
@@ -60,7 +70,12 @@ mod tests {
     fn apis(json: &str, reference: &str) -> Vec<String> {
         let mirrors: Mirrors = serde_json::from_str(json).unwrap();
         let reference = reference.parse().unwrap();
-        mirrors.endpoints(&reference, false).unwrap().into_iter().map(|endpoint| endpoint.api + &endpoint.query).collect()
+        mirrors
+            .endpoints(&reference, false)
+            .unwrap()
+            .into_iter()
+            .map(|endpoint| endpoint.api + &endpoint.query)
+            .collect()
     }
 
     #[test]
@@ -68,7 +83,11 @@ mod tests {
         let json = r#"{"docker.io":["http://near:5000/","https://proxy.example/v2/hub"],"*":["https://all.example"]}"#;
         assert_eq!(
             apis(json, "debian"),
-            ["http://near:5000/v2?ns=docker.io", "https://proxy.example/v2/hub?ns=docker.io", "https://registry-1.docker.io/v2"]
+            [
+                "http://near:5000/v2?ns=docker.io",
+                "https://proxy.example/v2/hub?ns=docker.io",
+                "https://registry-1.docker.io/v2"
+            ]
         );
         assert_eq!(apis(json, "ghcr.io/a/b"), ["https://all.example/v2?ns=ghcr.io", "https://ghcr.io/v2"]);
         assert_eq!(apis("{}", "localhost:5000/a"), ["https://localhost:5000/v2"]);

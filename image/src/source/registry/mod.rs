@@ -66,7 +66,7 @@ pub fn pull(
     let source = Source {
         store,
         client: Client {
-            http: Http::new(options.ca_cert.as_deref(), options.plain_http, &options.timeouts)?,
+            http: Http::new(options.ca_cert.as_deref(), &options.timeouts)?,
             config: DockerConfig::load(options.authfile.as_deref())?,
             endpoints: options.mirrors.endpoints(reference, options.plain_http)?,
             repository: reference.repository().to_owned(),
@@ -89,11 +89,22 @@ struct Source<'a> {
 
 impl Source<'_> {
     /// The manifest or index a reference stands for.
-    fn manifest(&self, reference: &Reference, options: &Options, progress: &dyn Progress) -> Result<(BlobRef, Vec<u8>)> {
+    fn manifest(
+        &self,
+        reference: &Reference,
+        options: &Options,
+        progress: &dyn Progress,
+    ) -> Result<(BlobRef, Vec<u8>)> {
         let what = format!("manifest of {reference}");
         let stop = Stop::default();
         let path = format!("manifests/{}", reference.selector());
-        let answer = self.client.small(&what, &path, Some(ACCEPT), options.limits.manifest, Watch { stop: &stop, progress })?;
+        let answer = self.client.small(
+            &what,
+            &path,
+            Some(ACCEPT),
+            options.limits.manifest,
+            Watch { stop: &stop, progress },
+        )?;
         let digest = Digest::of(&answer.body);
         if let Some(expected) = reference.digest() {
             oci::check_digest(&what, &expected, &answer.body)?;
@@ -102,7 +113,10 @@ impl Source<'_> {
             && said.starts_with("sha256:")
             && *said != digest.to_string()
         {
-            return Err(Error::invalid(what, format!("its digest is {digest}, the registry says {}", oci::short(said))));
+            return Err(Error::invalid(
+                what,
+                format!("its digest is {digest}, the registry says {}", oci::short(said)),
+            ));
         }
         let start = BlobRef { digest, size: answer.body.len() as u64, media_type: answer.media_type };
         Ok((start, answer.body))
@@ -126,8 +140,16 @@ impl Documents for Source<'_> {
 }
 
 impl LayerSource for Source<'_> {
-    fn layer<'a>(&'a self, layer: &LayerSpec, stop: &'a Stop, progress: &'a dyn Progress) -> Result<Box<dyn Read + Send + 'a>> {
-        let blob = layer.blob.as_ref().ok_or_else(|| Error::invalid(layer.name.clone(), "a registry layer without a digest"))?;
+    fn layer<'a>(
+        &'a self,
+        layer: &LayerSpec,
+        stop: &'a Stop,
+        progress: &'a dyn Progress,
+    ) -> Result<Box<dyn Read + Send + 'a>> {
+        let blob = layer
+            .blob
+            .as_ref()
+            .ok_or_else(|| Error::invalid(layer.name.clone(), "a registry layer without a digest"))?;
         Ok(Box::new(BlobReader::new(&self.client, blob, Watch { stop, progress })))
     }
 
