@@ -59,7 +59,7 @@ pub struct VmConfig {
     pub memory: u64,
     /// Most memory it may grow to, in bytes, including `memory`.
     pub max_memory: u64,
-    /// Virtual processors at boot.
+    /// Virtual processors at boot (as `maxcpus=` on the kernel command line).
     pub cpus: u32,
     /// Most virtual processors it may grow to.
     pub max_cpus: u32,

@@ -88,7 +88,7 @@ impl fmt::Display for Exit {
 pub struct Metrics {
     /// Memory the guest has, in bytes, growth included.
     pub memory: u64,
-    /// Virtual processors.
+    /// Virtual processors the guest was offered.
     pub cpus: u32,
     /// Resident memory of the monitor's process, in bytes.
     pub rss: u64,
@@ -155,7 +155,8 @@ pub trait Vmm: Sized + Send + Sync {
     /// Sets the memory the guest is offered in total, in bytes: a multiple of 2 MiB between the memory at boot and
     /// the maximum. The guest takes it up (or gives it back, as far as it can) in its own time: see [`Metrics::memory`].
     fn set_memory(&self, total: u64) -> impl Future<Output = Result<()>> + Send;
-    /// Raises the number of virtual processors; the guest has to bring the new ones online.
+    /// Raises the number of virtual processors, which the guest then has to bring online
+    /// (`/sys/devices/system/cpu/cpuN/online`). A bound on processor time is the cgroup's business.
     fn set_cpus(&self, total: u32) -> impl Future<Output = Result<()>> + Send;
 
     /// Connects to a vsock port of the guest, at most `limit`. Refused when nothing listens there.

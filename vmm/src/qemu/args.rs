@@ -60,9 +60,10 @@ pub(crate) fn build(config: &VmConfig, accel: Chosen, fds: Inherited) -> (Vec<St
             line.add("-cpu", TCG_CPU);
         }
     }
-    // One processor per package: where Linux sees no hypervisor it knows, as in emulation, it ignores a processor that
-    // could be plugged into a package that is present (topology_register_apic in arch/x86/kernel/cpu/topology.c).
-    line.add("-smp", format!("cpus={},maxcpus={},sockets={},cores=1", config.cpus, config.max_cpus, config.max_cpus));
+    // All processors there can ever be are present and the guest starts with `cpus` of them (`maxcpus=` below): Linux
+    // counts one that is plugged in later only under a hypervisor it knows, which emulation is not
+    // (acpi_is_processor_usable in arch/x86/kernel/acpi/boot.c). One that is offline costs a sleeping thread.
+    line.add("-smp", format!("cpus={},sockets=1,cores={}", config.max_cpus, config.max_cpus));
     line.add("-m", format!("size={}B,maxmem={}B", config.memory, config.max_memory));
     let memory = line.path(fds.memory);
     line.add("-object", format!("memory-backend-file,id={RAM},size={}B,mem-path={memory},share=on", config.memory));
@@ -75,7 +76,7 @@ pub(crate) fn build(config: &VmConfig, accel: Chosen, fds: Inherited) -> (Vec<St
         let initrd = line.path(initrd);
         line.add("-initrd", initrd);
     }
-    line.add("-append", config.cmdline.trim());
+    line.add("-append", format!("{} maxcpus={}", config.cmdline.trim(), config.cpus));
 
     let qmp = line.keep(fds.qmp);
     line.add("-chardev", format!("socket,id=qmp,fd={qmp}"));

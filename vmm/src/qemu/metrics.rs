@@ -1,8 +1,9 @@
 //! Counters of one QEMU.
 
 use std::path::PathBuf;
+use std::sync::atomic::Ordering;
 
-use qapi::qmp::{query_blockstats, query_cpus_fast, query_memory_size_summary};
+use qapi::qmp::{query_blockstats, query_memory_size_summary};
 
 use super::Qemu;
 use crate::Result;
@@ -10,7 +11,6 @@ use crate::vmm::{DiskMetrics, Metrics};
 
 pub(super) async fn read(vm: &Qemu) -> Result<Metrics> {
     let memory = vm.qmp.run(query_memory_size_summary {}).await?;
-    let cpus = vm.qmp.run(query_cpus_fast {}).await?.len();
     let blocks = vm.qmp.run(query_blockstats { query_nodes: None }).await?;
     let mut disks: Vec<DiskMetrics> = blocks
         .into_iter()
@@ -34,7 +34,7 @@ pub(super) async fn read(vm: &Qemu) -> Result<Metrics> {
     let stat = std::fs::read_to_string(proc_dir.join("stat")).unwrap_or_default();
     Ok(Metrics {
         memory: memory.base_memory + memory.plugged_memory.unwrap_or(0),
-        cpus: u32::try_from(cpus).unwrap_or(u32::MAX),
+        cpus: vm.cpus.load(Ordering::Relaxed),
         rss: kilobytes(&rollup, "Rss:"),
         pss: kilobytes(&rollup, "Pss:"),
         cpu_ms: cpu_ms(&stat),

@@ -12,7 +12,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{Mutex, broadcast, watch};
@@ -51,6 +51,8 @@ pub struct Qemu {
     requested: Arc<AtomicBool>,
     exit: watch::Receiver<Option<Exit>>,
     events: broadcast::Sender<Event>,
+    /// Processors the guest was offered.
+    cpus: AtomicU32,
     ports: ports::Ports,
     plugged: Mutex<plug::Plugged>,
     /// Our own descriptor of the guest's memory, for snapshots.
@@ -114,6 +116,7 @@ impl Vmm for Qemu {
             console: config.console.path.clone(),
         };
         tokio::spawn(watcher.watch(exit_sender, events.clone()));
+        let cpus = AtomicU32::new(config.cpus);
         let vm = Self {
             process,
             qmp,
@@ -123,6 +126,7 @@ impl Vmm for Qemu {
             requested,
             exit,
             events,
+            cpus,
             ports,
             plugged: Mutex::default(),
             memory,
@@ -196,7 +200,7 @@ impl Vmm for Qemu {
     }
 
     async fn set_cpus(&self, total: u32) -> Result<()> {
-        self.explain(grow::cpus(self, total).await).await
+        grow::cpus(self, total)
     }
 
     async fn dial(&self, port: u32, limit: Duration) -> Result<VsockStream> {
