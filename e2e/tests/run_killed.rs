@@ -1,0 +1,151 @@
+//! Anything may be killed at any moment: the user gets one clear line and exit code 125 within two seconds, and nothing
+//! is left behind.
+
+use std::fs;
+use std::io::Read;
+use std::path::Path;
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use cloister_e2e::{Lab, Leftovers};
+use rustix::process::{Pid, Signal, kill_process};
+
+/// How soon a death must be noticed.
+const NOTICE: Duration = Duration::from_secs(2);
+/// How soon everything must be gone.
+const GONE: Duration = Duration::from_secs(3);
+
+/// A foreground command that has begun, in a lab that has run one before.
+struct Begun {
+    lab: Lab,
+    before: Leftovers,
+    child: Child,
+}
+
+fn begin(options: &[&str]) -> Begun {
+    let lab = Lab::with_debian().unwrap();
+    lab.ok(&["run", "--rm", "debian", "true"]).unwrap();
+    let before = Leftovers::below(lab.root()).unwrap();
+    let mut command = lab.cloister();
+    command.args(["run", "--rm", "--name", "victim"]).args(options);
+    command.args(["debian", "--", "sh", "-c", "echo ready; sleep 1000"]);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut ready = [0; 6];
+    child.stdout.as_mut().unwrap().read_exact(&mut ready).unwrap();
+    Begun { lab, before, child }
+}
+
+/// Descendants of a process by name.
+fn descendants(root: u32, name: &str) -> Vec<u32> {
+    let mut parents = Vec::new();
+    for entry in fs::read_dir("/proc").unwrap().flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<u32>().ok()) else { continue };
+        let Ok(stat) = fs::read_to_string(entry.path().join("stat")) else { continue };
+        let Some((head, tail)) = stat.rsplit_once(") ") else { continue };
+        let comm = head.split_once('(').map_or("", |(_, comm)| comm).to_owned();
+        let parent: u32 = tail.split(' ').nth(1).unwrap().parse().unwrap();
+        parents.push((pid, parent, comm));
+    }
+    let below = |mut pid: u32| loop {
+        match parents.iter().find(|(this, ..)| *this == pid) {
+            Some((_, parent, _)) if *parent == root => return true,
+            Some((_, parent, _)) if *parent > 1 => pid = *parent,
+            _ => return false,
+        }
+    };
+    parents.iter().filter(|(pid, _, comm)| comm.starts_with(name) && below(*pid)).map(|(pid, ..)| *pid).collect()
+}
+
+fn kill(pid: u32) {
+    kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), Signal::KILL).unwrap();
+}
+
+impl Begun {
+    fn one(&self, name: &str) -> u32 {
+        descendants(self.child.id(), name).pop().unwrap_or_else(|| panic!("no process {name}"))
+    }
+
+    /// The command must end with 125 and one line that contains `words`, in time, and leave nothing.
+    fn fails_with(mut self, words: &str) {
+        let begun = Instant::now();
+        let status = self.child.wait().unwrap();
+        let took = begun.elapsed();
+        let mut error = String::new();
+        self.child.stderr.take().unwrap().read_to_string(&mut error).unwrap();
+        assert_eq!(status.code(), Some(125), "{error}");
+        assert!(took < NOTICE, "took {took:?}");
+        let line = error.lines().last().unwrap_or_default();
+        assert!(line.contains(words), "{error}");
+        nothing_left(&self.before, self.lab.root());
+    }
+}
+
+fn nothing_left(before: &Leftovers, root: &Path) {
+    let left = before.new_since(root, GONE).unwrap();
+    assert!(left.is_empty(), "left behind: {left:#?}");
+}
+
+#[test]
+fn a_killed_monitor_is_reported() {
+    let begun = begin(&[]);
+    kill(begun.one("qemu-system"));
+    begun.fails_with("the virtual machine ended");
+}
+
+#[test]
+fn a_killed_supervisor_is_reported_and_takes_its_machine_along() {
+    let begun = begin(&[]);
+    let supervisor = descendants(begun.child.id(), "").into_iter().find(|pid| {
+        fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.windows(11).any(|w| w == b"__supervise"))
+    });
+    kill(supervisor.unwrap());
+    begun.fails_with("supervisor");
+}
+
+#[test]
+fn a_killed_command_takes_everything_along() {
+    let mut begun = begin(&[]);
+    kill(begun.child.id());
+    begun.child.wait().unwrap();
+    nothing_left(&begun.before, begun.lab.root());
+}
+
+#[test]
+fn a_killed_share_daemon_is_reported() {
+    let host = tempfile::tempdir().unwrap();
+    let begun = begin(&["-v", &format!("{}:/data", host.path().display())]);
+    kill(begun.one("virtiofsd"));
+    begun.fails_with("share");
+}
+
+#[test]
+fn a_command_killed_while_it_starts_leaves_nothing() {
+    let lab = Lab::with_debian().unwrap();
+    lab.ok(&["run", "--rm", "debian", "true"]).unwrap();
+    let before = Leftovers::below(lab.root()).unwrap();
+    for millis in [5, 30, 80, 200, 500, 900] {
+        let mut child =
+            lab.cloister().args(["run", "--rm", "debian", "true"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(millis));
+        // It may have ended before.
+        let _ = child.kill();
+        child.wait().unwrap();
+        // Whoever comes next puts right what was cut off between two files.
+        lab.ok(&["ps", "-a"]).unwrap();
+        nothing_left(&before, lab.root());
+    }
+}
+
+#[test]
+fn a_detached_machine_whose_supervisor_is_killed_is_marked_and_its_name_explained() {
+    let lab = Lab::with_debian().unwrap();
+    lab.ok(&["run", "-d", "--name", "web", "debian", "sleep", "1000"]).unwrap();
+    let record: serde_json::Value =
+        serde_json::from_slice(&fs::read(lab.root().join("run/web/state.json")).unwrap()).unwrap();
+    kill(record["pid"].as_u64().unwrap().try_into().unwrap());
+    std::thread::sleep(Duration::from_millis(500));
+    let list = lab.ok(&["ps", "-a"]).unwrap();
+    assert!(list.contains("failed") && list.contains("supervisor"), "{list}");
+    assert!(!lab.root().join("run/web/door").exists());
+    lab.ok(&["rm", "web"]).unwrap();
+}
