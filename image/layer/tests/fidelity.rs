@@ -1,5 +1,7 @@
 //! Every kind of entry, through the kernel's own mount of the result.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // the lints' exception covers test functions only
+
 mod support;
 
 use std::collections::BTreeMap;

@@ -1,5 +1,7 @@
 //! Layers made to do harm: each is refused with one line that names what is at fault, or is harmless.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // the lints' exception covers test functions only
+
 mod support;
 
 use std::io::Write;

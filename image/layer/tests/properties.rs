@@ -1,5 +1,7 @@
 //! Random layers against a model: what the kernel shows must be what the rules say.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // the lints' exception covers test functions only
+
 mod support;
 
 use std::collections::BTreeMap;

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
 use super::format::BLOCK_SIZE;
@@ -155,7 +155,22 @@ impl<'f> Writer<'f> {
 
     /// Starts writing full stretches to disk without waiting, so that the caller's final fsync has little left to do.
     fn push_out(&mut self) {
-        let _ = (self.file.as_fd(), &mut self.pushed, WRITEBACK);
+        let end = self.position - self.buffer.len() as u64;
+        let len = end.saturating_sub(self.pushed);
+        if len < WRITEBACK {
+            return;
+        }
+        // SAFETY: takes no pointers; the descriptor is open as long as `self.file` is borrowed. A failure (pipes, odd
+        // file systems) costs only time.
+        unsafe {
+            libc::sync_file_range(
+                self.file.as_raw_fd(),
+                self.pushed.cast_signed(),
+                len.cast_signed(),
+                libc::SYNC_FILE_RANGE_WRITE,
+            );
+        }
+        self.pushed = end;
     }
 }
 

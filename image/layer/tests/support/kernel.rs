@@ -51,7 +51,7 @@ pub fn mounted<T: Send>(file: &File, look: impl FnOnce(&Path) -> T + Send) -> T 
 
 /// The whole tree of a file system image.
 pub fn seen(file: &File) -> Tree {
-    mounted(file, |path| walk(path))
+    mounted(file, walk)
 }
 
 /// Checks the file with `fsck.erofs` and fails the test with what it says.
