@@ -52,16 +52,13 @@ pub fn mount(folder: &Path, rootfs: &v1::Rootfs) -> Result<Mounted> {
 }
 
 fn check(rootfs: &v1::Rootfs) -> Result<()> {
-    if !(1..=limits::LAYERS).contains(&rootfs.layers) {
-        return Err(Error::invalid(format!(
-            "a root of {} layers; 1 to {} are possible",
-            rootfs.layers,
-            limits::LAYERS
-        )));
+    if rootfs.layers > limits::LAYERS {
+        let (layers, most) = (rootfs.layers, limits::LAYERS);
+        return Err(Error::invalid(format!("a root of {layers} layers; at most {most} are possible")));
     }
-    for serial in [&rootfs.image_serial, &rootfs.scratch_serial] {
-        let optional = serial.is_empty() && std::ptr::eq(serial, &rootfs.scratch_serial);
-        if !optional && !limits::is_serial(serial) {
+    // An image without layers is an empty root and has no disk.
+    for (serial, optional) in [(&rootfs.image_serial, rootfs.layers == 0), (&rootfs.scratch_serial, true)] {
+        if !(limits::is_serial(serial) || optional && serial.is_empty()) {
             return Err(Error::invalid(format!("{serial:?} is no disk serial")));
         }
     }
@@ -72,15 +69,23 @@ fn stack(mounted: &Mounted, layers: &Path, rootfs: &v1::Rootfs) -> Result<()> {
     for folder in [&mounted.root, &mounted.upper, &layers.to_path_buf()] {
         fs::create_dir_all(folder).context(|| format!("create {}", folder.display()))?;
     }
-    let image = disk::by_serial(&rootfs.image_serial)?;
+    let nodes = match rootfs.layers {
+        0 => Vec::new(),
+        count => disk::partitions(&disk::by_serial(&rootfs.image_serial)?, count)?,
+    };
     let mut lower = Vec::new();
-    for (index, node) in disk::partitions(&image, rootfs.layers)?.iter().enumerate() {
+    for (index, node) in nodes.iter().enumerate() {
         let target = layers.join((index + 1).to_string());
         fs::create_dir(&target).context(|| format!("create {}", target.display()))?;
         let what =
             || format!("mount layer {} ({}) of disk {}", index + 1, node.display(), rootfs.image_serial);
         layer(node, &target).context(what)?;
         lower.push(target);
+    }
+    if lower.is_empty() {
+        let empty = layers.join("empty"); // overlayfs wants a lower folder
+        fs::create_dir(&empty).context(|| format!("create {}", empty.display()))?;
+        lower.push(empty);
     }
     if rootfs.scratch_serial.is_empty() {
         let what = || "mount a tmpfs to write to".into();
@@ -185,9 +190,10 @@ mod tests {
 
     #[test]
     fn impossible_roots_are_refused() {
-        assert!(check(&rootfs("img", 1, "")).is_ok() && check(&rootfs("img", 128, "scratch")).is_ok());
-        for bad in [rootfs("", 1, ""), rootfs("img", 0, ""), rootfs("img", 129, ""), rootfs("img", 1, "a/b")]
-        {
+        for good in [rootfs("img", 1, ""), rootfs("img", 128, "scratch"), rootfs("", 0, "")] {
+            assert!(check(&good).is_ok(), "{good:?}");
+        }
+        for bad in [rootfs("", 1, ""), rootfs("img", 129, ""), rootfs("img", 1, "a/b")] {
             assert!(check(&bad).is_err(), "{bad:?}");
         }
     }

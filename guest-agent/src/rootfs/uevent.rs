@@ -4,6 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use rustix::net::netlink::{KOBJECT_UEVENT, SocketAddrNetlink};
 use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, bind, recv, socket_with};
 
@@ -35,8 +36,12 @@ pub fn wait_for<T>(what: &str, mut look: impl FnMut() -> Result<Option<T>>) -> R
         let left = left.min(Duration::from_millis(250));
         let timeout = Timespec { tv_sec: 0, tv_nsec: i64::from(left.subsec_nanos()) };
         let mut fds = [PollFd::new(&events, PollFlags::IN)];
-        if poll(&mut fds, Some(&timeout)).context(|| "wait for device events".into())? > 0 {
-            drain(&events);
+        match poll(&mut fds, Some(&timeout)) {
+            Ok(0) | Err(Errno::INTR) => {}
+            ready => {
+                ready.context(|| "wait for device events".into())?;
+                drain(&events);
+            }
         }
     }
 }

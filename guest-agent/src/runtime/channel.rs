@@ -84,10 +84,16 @@ impl Helper {
     /// # Errors
     /// What the helper reports as failed, and when the deadline passes.
     pub fn next(&self) -> Result<Option<(Report, Option<OwnedFd>)>> {
-        let left = self.deadline.saturating_duration_since(Instant::now());
-        let timeout = Timespec { tv_sec: left.as_secs().cast_signed(), tv_nsec: left.subsec_nanos().into() };
-        let mut fds = [PollFd::new(&self.channel, PollFlags::IN)];
-        let ready = poll(&mut fds, Some(&timeout)).context(|| "wait for the helper".into())?;
+        let ready = loop {
+            let left = self.deadline.saturating_duration_since(Instant::now());
+            let timeout =
+                Timespec { tv_sec: left.as_secs().cast_signed(), tv_nsec: left.subsec_nanos().into() };
+            let mut fds = [PollFd::new(&self.channel, PollFlags::IN)];
+            match poll(&mut fds, Some(&timeout)) {
+                Err(Errno::INTR) => {} // each child that ends interrupts
+                other => break other.context(|| "wait for the helper".into())?,
+            }
+        };
         if ready == 0 {
             return Err(Error::new(Kind::Timeout, "the helper did not answer in time"));
         }

@@ -28,45 +28,47 @@ fn kernel() -> Kernel {
     let default = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target/microvm");
     let folder = std::env::var_os("CLOISTER_KERNEL").map_or(default, PathBuf::from);
     let kernel = Kernel { vmlinux: folder.join("vmlinux"), initramfs: folder.join("initramfs") };
-    assert!(kernel.vmlinux.exists() && kernel.initramfs.exists(), "{} has no guest: make guest", folder.display());
+    assert!(
+        kernel.vmlinux.exists() && kernel.initramfs.exists(),
+        "{} has no guest: make guest",
+        folder.display()
+    );
     kernel
 }
 
-/// A Debian root as one EROFS file, made once per test process from the image that `make images` assembled.
+/// A Debian root as one EROFS file, made once from the image that `make images` assembled and kept in the target folder.
 fn layer() -> std::fs::File {
-    static LAYER: OnceLock<(tempfile::TempDir, PathBuf)> = OnceLock::new();
-    let (_, path) = LAYER.get_or_init(|| {
-        let folder = tempfile::tempdir().unwrap();
-        let script = r#"set -e
-            mkdir root archive; tar -C archive -xf "$1"
-            for layer in $(python3 -c 'import json; print(*json.load(open("archive/manifest.json"))[0]["Layers"])'); do
-                tar -C root -xzf "archive/$layer"
-            done
-            printf '#!/nonexistent\n' >root/usr/bin/lost; printf 'text' >root/usr/bin/text
-            chmod 755 root/usr/bin/lost; chmod 644 root/usr/bin/text
-            "$2" -zlz4 --quiet layer.erofs root 2>&1 || "$2" --quiet layer.erofs root
-            rm -rf root archive"#;
-        let image = std::env::var_os("CLOISTER_TEST_IMAGE").map_or_else(
-            || {
-                let images = cached("CLOISTER_TEST_IMAGES", "images");
-                let found = std::fs::read_dir(&images).expect("make images").flatten();
-                let demo = |entry: &std::fs::DirEntry| entry.file_name().to_string_lossy().starts_with("debian-demo");
-                found.into_iter().find(demo).expect("make images").path()
-            },
-            PathBuf::from,
-        );
-        let mkfs = cached("CLOISTER_MKFS_EROFS", "tools/erofs-utils-trixie/bin/mkfs.erofs");
-        let made = Command::new("sh")
-            .args(["-c", script, "sh"])
-            .args([&image, &mkfs])
-            .current_dir(folder.path())
-            .output()
-            .unwrap();
-        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-        let path = folder.path().join("layer.erofs");
-        (folder, path)
+    let image = cached("CLOISTER_TEST_IMAGES", "images");
+    let demo = |entry: &std::fs::DirEntry| entry.file_name().to_string_lossy().starts_with("debian-demo");
+    let image =
+        std::fs::read_dir(&image).expect("make images").flatten().find(demo).expect("make images").path();
+    let name = format!("{}.erofs", image.file_stem().unwrap().display());
+    let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
+    static MADE: OnceLock<()> = OnceLock::new();
+    MADE.get_or_init(|| {
+        if !path.exists() {
+            make(&image, &path);
+        }
     });
     std::fs::File::open(path).unwrap()
+}
+
+fn make(image: &std::path::Path, path: &std::path::Path) {
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let script = r#"set -e
+        mkdir root archive; tar -C archive -xf "$1"
+        for layer in $(python3 -c 'import json; print(*json.load(open("archive/manifest.json"))[0]["Layers"])'); do
+            tar -C root -xzf "archive/$layer"
+        done
+        printf '#!/nonexistent\n' >root/usr/bin/lost; printf 'text' >root/usr/bin/text
+        chmod 755 root/usr/bin/lost; chmod 644 root/usr/bin/text
+        "$2" --quiet layer root"#;
+    let mkfs = cached("CLOISTER_MKFS_EROFS", "tools/erofs-utils-trixie/bin/mkfs.erofs");
+    let mut command = Command::new("sh");
+    command.args(["-c", script, "sh"]).args([image, mkfs.as_path()]).current_dir(folder.path());
+    let made = command.output().unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    std::fs::rename(folder.path().join("layer"), path).unwrap();
 }
 
 /// One VM.
@@ -158,7 +160,13 @@ impl Lab {
     }
 
     /// Runs one more process to its end.
-    pub async fn exec(&self, container: &str, name: &str, user: &str, command: &[&str]) -> Result<Outcome, Error> {
+    pub async fn exec(
+        &self,
+        container: &str,
+        name: &str,
+        user: &str,
+        command: &[&str],
+    ) -> Result<Outcome, Error> {
         let wishes = wishes(command);
         let process = spec::exec_process(&ImageConfig::default(), &wishes).unwrap();
         let (stdout, stderr) = (Sink::default(), Sink::default());

@@ -16,20 +16,36 @@ async fn a_container_is_a_container() {
 
     let script = "echo out; echo err >&2; hostname; id -u; echo $HOME $$; cat /proc/1/comm; exit 7";
     let end = lab.run("one", "", &["sh", "-c", script]).await.unwrap();
-    assert_eq!((end.code, end.stdout.as_str(), end.stderr.as_str()), (7, "out\nbox\n0\n/root 1\nsh\n", "err\n"));
+    assert_eq!(
+        (end.code, end.stdout.as_str(), end.stderr.as_str()),
+        (7, "out\nbox\n0\n/root 1\nsh\n", "err\n")
+    );
 
     let status = lab.run("two", "", &["cat", "/proc/self/status"]).await.unwrap().stdout;
-    let line = |name: &str| status.lines().find_map(|l| l.strip_prefix(name)).unwrap_or_default().trim().to_owned();
+    let line =
+        |name: &str| status.lines().find_map(|l| l.strip_prefix(name)).unwrap_or_default().trim().to_owned();
     assert_eq!(line("CapEff:"), "00000000a80425fb");
     assert_eq!(line("CapBnd:"), "00000000a80425fb");
     assert_eq!(line("CapAmb:"), "0000000000000000");
     assert_eq!(line("Seccomp:"), "2");
 
-    let end = lab.run("three", "daemon", &["sh", "-c", "id -un; echo $HOME; echo x >/dev/stdout; kill -KILL $$"]).await;
+    let end = lab
+        .run("three", "daemon", &["sh", "-c", "id -un; echo $HOME; echo x >/dev/stdout; kill -KILL $$"])
+        .await;
     let end = end.unwrap();
-    assert_eq!((end.stdout.as_str(), end.code), ("daemon\n/usr/sbin\nx\n", 0), "PID 1 of a namespace ignores its own signals");
+    assert_eq!(
+        (end.stdout.as_str(), end.code),
+        ("daemon\n/usr/sbin\nx\n", 0),
+        "PID 1 of a namespace ignores its own signals"
+    );
 
-    let end = lab.run("four", "", &["sh", "-c", "cat /proc/kcore | wc -c; echo 1 >/proc/sys/kernel/panic; mount -t tmpfs x /mnt"]).await;
+    let end = lab
+        .run(
+            "four",
+            "",
+            &["sh", "-c", "cat /proc/kcore | wc -c; echo 1 >/proc/sys/kernel/panic; mount -t tmpfs x /mnt"],
+        )
+        .await;
     let end = end.unwrap();
     assert!(end.code != 0 && end.stdout == "0\n", "{end:?}");
     assert!(end.stderr.contains("Read-only file system") && end.stderr.contains("mount"), "{end:?}");
@@ -60,11 +76,18 @@ async fn processes_join_a_running_container() {
     }
     println!("exec of true, to its end: {times:?}");
 
-    let end = lab.exec("c", "a", "", &["sh", "-c", "cat /proc/1/comm; hostname; cat /proc/self/cgroup; exit 3"]).await.unwrap();
+    let end = lab
+        .exec("c", "a", "", &["sh", "-c", "cat /proc/1/comm; hostname; cat /proc/self/cgroup; exit 3"])
+        .await
+        .unwrap();
     assert_eq!((end.code, end.stdout.as_str()), (3, "sleep\nbox\n0::/\n"), "{end:?}");
     let status = lab.exec("c", "b", "daemon", &["cat", "/proc/self/status"]).await.unwrap().stdout;
-    let line = |name: &str| status.lines().find_map(|l| l.strip_prefix(name)).unwrap_or_default().trim().to_owned();
-    assert_eq!((line("Uid:"), line("CapEff:"), line("Seccomp:")), ("1\t1\t1\t1".into(), "00000000a80425fb".into(), "2".into()));
+    let line =
+        |name: &str| status.lines().find_map(|l| l.strip_prefix(name)).unwrap_or_default().trim().to_owned();
+    assert_eq!(
+        (line("Uid:"), line("CapEff:"), line("Seccomp:")),
+        ("1\t1\t1\t1".into(), "00000000a80425fb".into(), "2".into())
+    );
 
     assert!(lab.exec("c", "d", "", &["missing"]).await.unwrap_err().is_not_found());
     assert!(lab.exec("c", "e", "", &["/usr/bin/lost"]).await.unwrap_err().is_not_found());
@@ -105,7 +128,12 @@ async fn streams_carry_everything_while_calls_are_answered() {
     });
     assert_eq!(process.wait().await.unwrap().code, 0);
     process.drain().await;
-    println!("{} MiB each way in {:?}; slowest health call {:?}", bytes.len() >> 20, start.elapsed(), calls.await.unwrap());
+    println!(
+        "{} MiB each way in {:?}; slowest health call {:?}",
+        bytes.len() >> 20,
+        start.elapsed(),
+        calls.await.unwrap()
+    );
     assert!(*out.0.lock().unwrap() == bytes, "{} bytes came back", out.0.lock().unwrap().len());
     assert_eq!(err.text(), "");
     lab.sandbox.stop().await;
@@ -123,7 +151,12 @@ async fn terminals_have_a_size_and_signals() {
     std::io::Write::write_all(&mut &host, b"hello\n").unwrap();
     let end = outcome(process, &out, &err).await;
     assert_eq!(end.code, 0);
-    assert!(end.stdout.contains("/dev/pts/0") && end.stdout.contains("50 132") && end.stdout.contains("got hello"), "{end:?}");
+    assert!(
+        end.stdout.contains("/dev/pts/0")
+            && end.stdout.contains("50 132")
+            && end.stdout.contains("got hello"),
+        "{end:?}"
+    );
     lab.sandbox.stop().await;
 }
 
