@@ -25,12 +25,13 @@ pub struct Found {
     pub about: serde_json::Value,
 }
 
-/// Every complete kernel, best first: those of the root before installed ones before built ones, new before old.
+/// Every complete kernel, best first: `$CLOISTER_KERNEL` before those of the root, installed and built
+/// ones, new before old.
 pub fn list(root: &Root) -> Vec<Found> {
     let mut all = Vec::new();
     for place in places(root) {
         let mut here: Vec<Found> = folders(&place).iter().filter_map(|folder| look(folder)).collect();
-        here.sort_by(|a, b| version_key(&b.version).cmp(&version_key(&a.version)));
+        here.sort_by_key(|found| std::cmp::Reverse(version_key(&found.version)));
         for found in here {
             if !all.iter().any(|known: &Found| known.folder == found.folder) {
                 all.push(found);
@@ -60,7 +61,8 @@ pub fn choose(root: &Root, asked: Option<&Path>) -> Result<Kernel> {
 }
 
 fn places(root: &Root) -> Vec<PathBuf> {
-    let mut places = vec![root.kernels()];
+    let asked = std::env::var_os("CLOISTER_KERNEL").map(PathBuf::from);
+    let mut places: Vec<PathBuf> = asked.into_iter().chain([root.kernels()]).collect();
     places.extend(INSTALLED.iter().map(PathBuf::from));
     places.extend(paths::cache().map(|cache| {
         let arch = if cfg!(target_arch = "aarch64") { "arm64" } else { "x86_64" };

@@ -5,9 +5,11 @@
 //! and the reason. The bytes of the connection then take no detour through the owner's door, and whether the kernel
 //! or our own device carries vsock makes no difference. The folder's mode decides who may connect.
 
+use std::fs::Permissions;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -97,6 +99,7 @@ impl Door {
         F: Future<Output = Result<OwnedFd, String>> + Send + 'static,
     {
         let listener = UnixListener::bind(path)?;
+        std::fs::set_permissions(path, Permissions::from_mode(0o600))?;
         let task = tokio::spawn(async move {
             let mut clients = tokio::task::JoinSet::new();
             loop {

@@ -76,8 +76,12 @@ pub enum Command {
         /// The shell
         shell: clap_complete::Shell,
     },
-    /// Print the manual page (roff)
-    Man,
+    /// Print the manual page (roff), or write the pages of all commands
+    Man {
+        /// Folder to write one page for each command to
+        #[arg(long, value_name = "DIR")]
+        dir: Option<PathBuf>,
+    },
     /// The process that owns one virtual machine; started by `run`
     #[command(name = "__supervise", hide = true)]
     Supervise {

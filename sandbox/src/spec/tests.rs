@@ -78,7 +78,7 @@ fn a_plain_container_is_restricted_and_a_privileged_one_is_not() {
 fn limits_reach_the_cgroup() {
     let wishes = Wishes { memory_bytes: Some(64 << 20), cpu_millis: Some(1500), ..Wishes::default() };
     let resources = build(&image(), &wishes).unwrap().linux().clone().unwrap().resources().clone().unwrap();
-    assert_eq!(resources.memory().clone().unwrap().limit(), Some(64 << 20));
+    assert_eq!(resources.memory().unwrap().limit(), Some(64 << 20));
     assert_eq!(resources.cpu().clone().unwrap().quota(), Some(150_000));
 }
 
