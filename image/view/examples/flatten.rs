@@ -49,6 +49,10 @@ fn main() -> Result<()> {
     let elapsed = start.elapsed();
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let peak = status.lines().find(|line| line.starts_with("VmHWM")).unwrap_or("VmHWM unknown");
-    println!("{format}: {:.1} ms, {}", elapsed.as_secs_f64() * 1e3, peak.split_whitespace().collect::<Vec<_>>().join(" "));
+    println!(
+        "{format}: {:.1} ms, {}",
+        elapsed.as_secs_f64() * 1e3,
+        peak.split_whitespace().collect::<Vec<_>>().join(" ")
+    );
     Ok(())
 }

@@ -125,7 +125,8 @@ impl<S> DiskLayout<S> {
             let mut done = 0;
             while done < part.len {
                 let now = (part.len - done).min(buffer.len() as u64) as usize;
-                file.read_exact_at(&mut buffer[..now], done).map_err(|e| Error::io("read a layer file", e))?;
+                file.read_exact_at(&mut buffer[..now], done)
+                    .map_err(|e| Error::io("read a layer file", e))?;
                 out.write_all_at(&buffer[..now], part.first_sector * SECTOR + done).map_err(failed)?;
                 done += now as u64;
             }
@@ -140,7 +141,8 @@ mod tests {
     use super::*;
 
     fn layers(lengths: &[u64]) -> Vec<Layer<usize>> {
-        let layer = |(source, len): (usize, &u64)| Layer { source, len: *len, diff_id: Digest::of(&[source as u8]) };
+        let layer =
+            |(source, len): (usize, &u64)| Layer { source, len: *len, diff_id: Digest::of(&[source as u8]) };
         lengths.iter().enumerate().map(layer).collect()
     }
 

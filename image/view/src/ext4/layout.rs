@@ -66,10 +66,14 @@ impl Geometry {
     pub fn new(blocks: u64, inodes: u64) -> Result<Self> {
         let geometry = Self::shape(blocks, inodes);
         if blocks > u64::from(u32::MAX) {
-            return Err(Error::Invalid(format!("ext4: {blocks} blocks of 4 KiB are more than the 16 TiB supported")));
+            return Err(Error::Invalid(format!(
+                "ext4: {blocks} blocks of 4 KiB are more than the 16 TiB supported"
+            )));
         }
         if geometry.inodes() < inodes || geometry.inodes() > u64::from(u32::MAX) {
-            return Err(Error::Invalid(format!("ext4: {inodes} inodes do not fit into {blocks} blocks of 4 KiB")));
+            return Err(Error::Invalid(format!(
+                "ext4: {inodes} inodes do not fit into {blocks} blocks of 4 KiB"
+            )));
         }
         if geometry.data_start() >= blocks {
             return Err(Error::Invalid(format!(
@@ -175,7 +179,12 @@ pub(crate) struct Identity {
 ///
 /// # Errors
 /// When a write fails.
-pub(crate) fn write_bookkeeping(file: &File, geometry: &Geometry, usage: &Usage, id: &Identity) -> Result<()> {
+pub(crate) fn write_bookkeeping(
+    file: &File,
+    geometry: &Geometry,
+    usage: &Usage,
+    id: &Identity,
+) -> Result<()> {
     let mut head = vec![0; ((1 + geometry.descriptor_blocks()) * BLOCK) as usize];
     head[1024..2048].copy_from_slice(&superblock(geometry, usage, id));
     for group in 0..geometry.groups() {
@@ -208,18 +217,23 @@ fn bitmap(used: u64, valid: u64) -> Vec<u8> {
     let used = used.min(valid) as usize;
     let mut bits = vec![0u8; BLOCK as usize];
     bits[..used / 8].fill(0xff);
-    if used % 8 != 0 {
+    if !used.is_multiple_of(8) {
         bits[used / 8] |= (1 << (used % 8)) - 1;
     }
     let valid = valid as usize;
-    if valid % 8 != 0 {
+    if !valid.is_multiple_of(8) {
         bits[valid / 8] |= !((1 << (valid % 8)) - 1);
     }
     bits[valid.div_ceil(8)..].fill(0xff);
     bits
 }
 
-fn descriptor(geometry: &Geometry, usage: &Usage, id: &Identity, group: u64) -> [u8; DESCRIPTOR_SIZE as usize] {
+fn descriptor(
+    geometry: &Geometry,
+    usage: &Usage,
+    id: &Identity,
+    group: u64,
+) -> [u8; DESCRIPTOR_SIZE as usize] {
     let first_block = group * geometry.blocks_per_group;
     let used_blocks = usage.next_block.saturating_sub(first_block).min(geometry.blocks_in(group));
     let per_group = u64::from(geometry.inodes_per_group);

@@ -43,7 +43,12 @@ impl<'a> Output<'a> {
         let first = self.next;
         match first.checked_add(count) {
             Some(next) if next <= self.end => self.next = next,
-            _ => return Err(Error::Invalid(format!("ext4: more than {} blocks of 4 KiB are needed", self.end))),
+            _ => {
+                return Err(Error::Invalid(format!(
+                    "ext4: more than {} blocks of 4 KiB are needed",
+                    self.end
+                )));
+            }
         }
         Ok(first)
     }

@@ -24,12 +24,16 @@ pub const MIN_SIZE: u64 = 1 << 20;
 /// When `size` is below [`MIN_SIZE`] or above 16 TiB, `file` is not a regular file open for writing, or a write fails.
 pub fn create(file: &File, size: u64) -> Result<()> {
     if size < MIN_SIZE {
-        return Err(Error::Invalid(format!("scratch disk of {size} bytes: at least {MIN_SIZE} bytes are needed")));
+        return Err(Error::Invalid(format!(
+            "scratch disk of {size} bytes: at least {MIN_SIZE} bytes are needed"
+        )));
     }
     let blocks = size / BLOCK;
     let geometry = Geometry::new(blocks, size / BYTES_PER_INODE)?;
     // To nothing and up again: whatever stood in the file must not shine through where we write nothing.
-    file.set_len(0).and_then(|()| file.set_len(blocks * BLOCK)).map_err(|e| Error::io("size the scratch disk", e))?;
+    file.set_len(0)
+        .and_then(|()| file.set_len(blocks * BLOCK))
+        .map_err(|e| Error::io("size the scratch disk", e))?;
 
     let mut out = Output::writing(file, geometry);
     let (block, blocks, tree) = DirWriter::new(&mut out, ROOT_INODE, ROOT_INODE)?.finish(&mut out)?;

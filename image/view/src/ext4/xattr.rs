@@ -99,7 +99,8 @@ fn entry(xattr: &Xattr) -> Result<Entry, String> {
     let printable = || String::from_utf8_lossy(&xattr.name).into_owned();
     for (index, acl) in [(2, &b"system.posix_acl_access"[..]), (3, b"system.posix_acl_default")] {
         if xattr.name == acl {
-            let value = acl_value(&xattr.value).ok_or_else(|| format!("{} is not a valid ACL", printable()))?;
+            let value =
+                acl_value(&xattr.value).ok_or_else(|| format!("{} is not a valid ACL", printable()))?;
             return Ok(Entry { index, name: Vec::new(), value });
         }
     }

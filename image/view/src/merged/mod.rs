@@ -106,7 +106,10 @@ impl Merged {
     /// When there are no layers or more than [`MAX_LAYERS`].
     pub fn new(mut layers: Vec<Image>) -> Result<Self> {
         if layers.is_empty() || layers.len() > MAX_LAYERS {
-            return Err(Error::Invalid(format!("cannot stack {} layers: 1 to {MAX_LAYERS} work", layers.len())));
+            return Err(Error::Invalid(format!(
+                "cannot stack {} layers: 1 to {MAX_LAYERS} work",
+                layers.len()
+            )));
         }
         layers.reverse();
         Ok(Self { layers })

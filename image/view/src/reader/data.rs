@@ -148,14 +148,20 @@ impl Image {
             Layout::ChunkBased => {
                 let format = inode.raw.union;
                 if format & !u32::from(CHUNK_BITS_MASK | CHUNK_INDEXES) != 0 {
-                    return Err(self.unsupported(super::place(inode.nid), format!("chunk format {format:#x}")));
+                    return Err(
+                        self.unsupported(super::place(inode.nid), format!("chunk format {format:#x}"))
+                    );
                 }
                 let (table, unit) = self.chunk_table(inode);
                 let count = u128::from(size).div_ceil(1 << self.chunk_bits(inode));
                 u128::from(table) + count * u128::from(unit) <= u128::from(self.len)
             }
         };
-        if fits { Ok(()) } else { Err(self.damaged(inode.nid, "its data reaches beyond the end of the file")) }
+        if fits {
+            Ok(())
+        } else {
+            Err(self.damaged(inode.nid, "its data reaches beyond the end of the file"))
+        }
     }
 
     /// The longest run starting at `offset`, which is below the file's size, that one look at the map shows.

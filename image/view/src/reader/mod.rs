@@ -186,14 +186,18 @@ impl Image {
         let Some(at) = at.filter(|at| *at < self.len) else {
             return Err(self.damaged(nid, "it lies outside the file"));
         };
+        // One read for either form; a compact inode may be the last thing in the file.
         let mut bytes = [0; format::INODE_SIZE];
-        self.read_exact_of(nid, at, &mut bytes[..format::COMPACT_INODE_SIZE])?;
+        let there = (self.len - at).min(bytes.len() as u64) as usize;
+        self.read_exact_of(nid, at, &mut bytes[..there])?;
         let word = u16::from_le_bytes([bytes[0], bytes[1]]);
         if word >> 4 != 0 {
             return Err(self.unsupported(place(nid), format!("inode format {word:#x}")));
         }
         let size = format::Inode::size_on_disk(word);
-        self.read_exact_of(nid, at, &mut bytes[..size])?;
+        if size > there {
+            return Err(self.damaged(nid, "it reaches beyond the end of the file"));
+        }
         let time = (self.sb.build_time as i64, self.sb.build_time_nsec);
         let Some(raw) = format::Inode::decode(&bytes[..size], time) else {
             return Err(self.unsupported(place(nid), "compressed data"));
@@ -218,14 +222,18 @@ impl Image {
         if at.checked_add(buf.len() as u64).is_none_or(|end| end > self.len) {
             return Err(self.corrupt(place, "it reaches beyond the end of the file"));
         }
-        self.file.read_exact_at(buf, at).map_err(|e| Error::io(format!("{}: read at byte {at}", self.name), e))
+        self.file
+            .read_exact_at(buf, at)
+            .map_err(|e| Error::io(format!("{}: read at byte {at}", self.name), e))
     }
 
     fn read_exact_of(&self, nid: u64, at: u64, buf: &mut [u8]) -> Result<()> {
         if at.checked_add(buf.len() as u64).is_none_or(|end| end > self.len) {
             return Err(self.damaged(nid, "it reaches beyond the end of the file"));
         }
-        self.file.read_exact_at(buf, at).map_err(|e| Error::io(format!("{}: read at byte {at}", self.name), e))
+        self.file
+            .read_exact_at(buf, at)
+            .map_err(|e| Error::io(format!("{}: read at byte {at}", self.name), e))
     }
 
     fn corrupt(&self, place: impl Into<String>, why: impl Into<String>) -> Error {

@@ -58,7 +58,8 @@ fn the_kernel_mounts_partition_n_as_layer_n() {
         dir.path(),
         r#"
         loop=$(losetup --find --show --read-only disk)
-        trap 'losetup -d $loop' EXIT
+        # A loop device keeps partitions that were added by hand.
+        trap 'partx --delete $loop; losetup -d $loop' EXIT
         # Not `losetup --partscan`: a host kernel may be built without GPT (the guest's is not).
         partx --add $loop
         name=${loop#/dev/}

@@ -7,7 +7,8 @@ use cloister_view::erofs::{Options, write};
 use cloister_view::merged::Merged;
 
 use crate::support::{
-    assert_same, erofs_tool, everything, mkfs_erofs, mount, open, picture, picture_merged, private_mounts, run,
+    assert_same, erofs_tool, everything, mkfs_erofs, mount, open, picture, picture_merged, private_mounts,
+    run,
 };
 
 fn file(path: &Path) -> File {

@@ -2,7 +2,9 @@
 
 use std::io::Write;
 
-use cloister_layer::erofs::format::{Dirent, Inode, Layout, NULL_ADDR, S_IFDIR, S_IFLNK, S_IFREG, SuperBlock};
+use cloister_layer::erofs::format::{
+    Dirent, Inode, Layout, NULL_ADDR, S_IFDIR, S_IFLNK, S_IFREG, SuperBlock,
+};
 use cloister_view::merged::{Limits, Merged};
 use cloister_view::reader::Image;
 use cloister_view::{ext4, tar};
@@ -121,7 +123,11 @@ fn positions_outside_the_file_are_refused() {
     check(inode(S_IFREG, i64::MAX as u64, 0), &[], beyond);
     check(inode(S_IFREG, u64::MAX, 0), &[], "its time or size is out of range");
     check(inode(S_IFREG, 1, u32::MAX), &[], beyond);
-    check(Inode { xattr_icount: u16::MAX, ..inode(S_IFREG, 0, 0) }, &[], "its attributes reach beyond the file");
+    check(
+        Inode { xattr_icount: u16::MAX, ..inode(S_IFREG, 0, 0) },
+        &[],
+        "its attributes reach beyond the file",
+    );
     let inline = Inode { layout: Layout::FlatInline, ..inode(S_IFREG, 511, 0) };
     check(inline, &[], "its inline data crosses a block");
     let chunks = |size, format| Inode { layout: Layout::ChunkBased, ..inode(S_IFREG, size, format) };

@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 
 use cloister_view::merged::Merged;
 
-use crate::support::{assert_same, everything, mkfs_erofs, mount, mount_overlay, open, picture, picture_merged};
+use crate::support::{
+    assert_same, everything, mkfs_erofs, mount, mount_overlay, open, picture, picture_merged,
+};
 use crate::support::{private_mounts, sh};
 
 /// Turns folders `l0`, `l1`, … of `dir` into EROFS files and compares overlayfs over their mounts with our view.
@@ -84,7 +86,8 @@ mod random {
         std::fs::create_dir_all(root).unwrap();
         let mut files: Vec<PathBuf> = Vec::new();
         for (names, what) in layer {
-            let path = names.iter().fold(root.to_path_buf(), |p, n| p.join(format!("{}", (b'a' + n) as char)));
+            let path =
+                names.iter().fold(root.to_path_buf(), |p, n| p.join(format!("{}", (b'a' + n) as char)));
             // Whatever stands in the way makes the step a no-op.
             if path.parent().is_none_or(|p| std::fs::create_dir_all(p).is_err()) {
                 continue;

@@ -2,7 +2,9 @@
 
 use cloister_view::merged::Merged;
 
-use crate::support::{assert_same, everything, mkfs_erofs, mount, open, picture, picture_merged, private_mounts};
+use crate::support::{
+    assert_same, everything, mkfs_erofs, mount, open, picture, picture_merged, private_mounts,
+};
 
 #[test]
 fn files_of_mkfs_read_as_the_kernel_reads_them() {

@@ -46,7 +46,8 @@ pub fn run<A: AsRef<OsStr>>(program: impl AsRef<OsStr>, args: impl IntoIterator<
     let mut command = Command::new(program);
     command.args(args);
     let output = command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
-    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    let text =
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{command:?}: {}\n{text}", output.status);
     text
 }
@@ -70,7 +71,11 @@ pub fn mount_overlay(lowers: &[PathBuf], on: &Path) {
     // Overlayfs wants two layers when nothing is writable.
     let empty = on.with_extension("empty");
     fs::create_dir_all(&empty).unwrap();
-    let options = format!("lowerdir={}:{},xino=off,redirect_dir=nofollow,metacopy=off", stack.join(":"), empty.display());
+    let options = format!(
+        "lowerdir={}:{},xino=off,redirect_dir=nofollow,metacopy=off",
+        stack.join(":"),
+        empty.display()
+    );
     run("mount", ["-t", "overlay", "overlay", "-o", &options, on.to_str().unwrap()]);
 }
 

@@ -6,7 +6,9 @@ use cloister_layer::{Expected, convert};
 use cloister_view::merged::{Limits, Merged};
 use cloister_view::tar::write;
 
-use crate::support::{assert_same, everything, mkfs_erofs, open, picture, picture_merged, private_mounts, sh};
+use crate::support::{
+    assert_same, everything, mkfs_erofs, open, picture, picture_merged, private_mounts, sh,
+};
 
 #[test]
 fn gnu_tar_unpacks_every_kind_of_entry() {
