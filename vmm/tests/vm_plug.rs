@@ -5,9 +5,10 @@ mod lab;
 
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::fd::AsRawFd;
 use std::time::Duration;
 
-use cloister_vmm::{Event, Extent, ImageDisk, MIB, RawDisk, Share, Vmm};
+use cloister_vmm::{Event, Extent, ImageDisk, MIB, RawDisk, Share, Tap, Vmm};
 use lab::{Guest, LIMIT, children};
 
 fn file(bytes: &[u8]) -> File {
@@ -193,4 +194,31 @@ async fn ports_run_out_with_an_error_and_are_reused() {
     guest.vm.unplug(&ids[3], LIMIT).await.unwrap();
     guest.vm.plug_disk(disk(30)).await.unwrap();
     guest.disk("d30").await;
+}
+
+/// A tap that vanishes with its descriptor. Needs root.
+fn tap(name: &str) -> File {
+    const TUNSETIFF: u64 = 0x4004_54ca;
+    const IFF_TAP_NO_PI_VNET_HDR: i16 = 0x0002 | 0x1000 | 0x4000;
+    let file = File::options().read(true).write(true).open("/dev/net/tun").unwrap();
+    // struct ifreq: 16 bytes of name, then the flags.
+    let mut request = [0u8; 40];
+    request[..name.len()].copy_from_slice(name.as_bytes());
+    request[16..18].copy_from_slice(&IFF_TAP_NO_PI_VNET_HDR.to_ne_bytes());
+    // SAFETY: the request reads and writes the 40 bytes of a struct ifreq.
+    assert_eq!(unsafe { libc::ioctl(file.as_raw_fd(), TUNSETIFF, request.as_mut_ptr()) }, 0, "this test needs root");
+    file
+}
+
+#[tokio::test]
+async fn a_tap_becomes_an_interface_with_its_address_and_goes_again() {
+    let guest = Guest::boot().await;
+    let mac = [0x02, 0, 0, 0xca, 0xfe, 1];
+    let id = guest.vm.plug_tap(Tap { fd: tap("clstest0").into(), mac }).await.unwrap();
+    guest.until("ls /sys/class/net", "eth0").await;
+    assert_eq!(guest.ask("cat /sys/class/net/eth0/address").await.unwrap().trim(), "02:00:00:ca:fe:01");
+    guest.vm.unplug(&id, LIMIT).await.unwrap();
+    assert!(!guest.ask("ls /sys/class/net").await.unwrap().contains("eth0"));
+    // QEMU has let go of the tap as well.
+    assert!(!std::path::Path::new("/sys/class/net/clstest0").exists());
 }

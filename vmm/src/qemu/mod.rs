@@ -204,7 +204,13 @@ impl Vmm for Qemu {
     }
 
     async fn dial(&self, port: u32, limit: Duration) -> Result<VsockStream> {
-        self.transport().await?.dial(port, limit).await
+        match self.transport().await?.dial(port, limit).await {
+            // Only the end of the VM closes its vsock device.
+            Err(Error::Dial { source, port }) if source.kind() == std::io::ErrorKind::NotConnected => {
+                self.explain(Err(Error::Dial { source, port })).await
+            }
+            outcome => outcome,
+        }
     }
 
     async fn dial_until_ready(&self, port: u32, limit: Duration) -> Result<VsockStream> {

@@ -102,7 +102,9 @@ async fn block_device(vm: &Qemu, serial: &str, mut node: Value) -> Result<Device
         node.insert("node-name".into(), id.0.clone().into());
     }
     vm.qmp.call("blockdev-add", node).await?;
-    let properties = [("drive", Value::from(id.0.as_str())), ("serial", serial.into()), modern()];
+    // QEMU would make a queue for each processor there can ever be.
+    let queues = ("num-queues", Value::from(vm.config.cpus));
+    let properties = [("drive", Value::from(id.0.as_str())), ("serial", serial.into()), queues, modern()];
     if let Err(error) = add(vm, "virtio-blk-pci", &id.0, &port, properties).await {
         // Only tidies up: the device is what the caller has to hear about.
         let _ = vm.qmp.run(blockdev_del { node_name: id.0 }).await;
