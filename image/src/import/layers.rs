@@ -179,19 +179,28 @@ impl Job<'_> {
         };
         if let Some(layer) = self.store.open_layer(&spec.diff_id)? {
             report(Phase::Exists, 0);
-            return imported(spec, layer, None);
+            return self.existing(spec, layer);
         }
         report(Phase::Waiting, 0);
         let _lock = self.store.layer_lock(&spec.diff_id)?;
         // Whoever had the lock before us may have made the very layer we need.
         if let Some(layer) = self.store.open_layer(&spec.diff_id)? {
             report(Phase::Exists, 0);
-            return imported(spec, layer, None);
+            return self.existing(spec, layer);
         }
         report(Phase::Converting, 0);
         let (layer, blob) =
             self.memory.run(|metadata_bytes| self.convert(index, id, spec, metadata_bytes))?;
         report(Phase::Done, spec.size.unwrap_or(0));
+        imported(spec, layer, blob)
+    }
+
+    /// A layer that needs no reading; its compressed blob, if it was kept, is held as well.
+    fn existing(&self, spec: &LayerSpec, layer: LayerFile) -> Result<Imported> {
+        let blob = match &spec.blob {
+            Some(blob) => self.store.open_blob(&blob.digest)?,
+            None => None,
+        };
         imported(spec, layer, blob)
     }
 
@@ -256,4 +265,46 @@ fn imported(spec: &LayerSpec, layer: LayerFile, blob: Option<File>) -> Result<Im
     };
     let record = LayerRecord { diff_id: spec.diff_id, blob: digest, blob_size, media_type, size: layer.size };
     Ok(Imported { record, _layer: layer, _blob: blob })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_layer_that_needs_more_memory_gets_all_of_it_once() {
+        let limits = cloister_layer::Limits::default();
+        let memory = Memory::new(4, &limits);
+        let too_little = |limit| Error::Layer {
+            layer: "x".to_owned(),
+            source: cloister_layer::Error::Limit { field: "metadata_bytes", what: "bytes", limit },
+        };
+        let mut budgets = Vec::new();
+        let mut convert = |budget| {
+            budgets.push(budget);
+            if budget < limits.metadata_bytes { Err(too_little(budget)) } else { Ok(()) }
+        };
+        memory.run(&mut convert).unwrap();
+        assert_eq!(budgets, [20 << 20, limits.metadata_bytes]);
+        let mut calls = 0;
+        let refused = memory.run(|budget| -> Result<()> {
+            calls += 1;
+            Err(too_little(budget))
+        });
+        assert!(refused.is_err());
+        assert_eq!(calls, 2);
+        // Other failures are not tried again.
+        let other = memory.run(|_| -> Result<()> { Err(Error::invalid("x", "y")) });
+        assert!(matches!(other, Err(Error::Invalid { .. })));
+    }
+
+    #[test]
+    fn all_conversions_together_stay_within_the_bound() {
+        let limits = cloister_layer::Limits::default();
+        for threads in 1..=MAX_THREADS {
+            let memory = Memory::new(threads, &limits);
+            assert!((memory.share + FIXED) * threads as u64 <= MEMORY, "{threads}");
+            assert!(memory.whole + FIXED <= MEMORY);
+        }
+    }
 }

@@ -129,30 +129,28 @@ pub(crate) fn import(
     let _manifest = store.put_blob(&temp, &reference.digest, &manifest)?;
     let records: Vec<LayerRecord> = done.iter().map(|layer| layer.record.clone()).collect();
     let imported = jiff::Timestamp::now();
-    names
+    let named: Vec<ImageRecord> = names
         .iter()
-        .map(|name| {
-            let record = ImageRecord {
-                name: name.to_string(),
-                manifest: reference.digest,
-                media_type: reference.media_type.clone(),
-                manifest_size: reference.size,
-                config: plan.config_digest,
-                index: plan.index,
-                platform: plan.config.platform.clone(),
-                created: plan.config.created,
-                imported,
-                compressed_size: reference.size
-                    + plan.config_bytes.len() as u64
-                    + records.iter().map(|layer| layer.blob_size).sum::<u64>(),
-                unpacked_size: records.iter().map(|layer| layer.size).sum(),
-                layers: records.clone(),
-                build: options.build.clone(),
-            };
-            store.publish_name(record.clone())?;
-            Ok(record)
+        .map(|name| ImageRecord {
+            name: name.to_string(),
+            manifest: reference.digest,
+            media_type: reference.media_type.clone(),
+            manifest_size: reference.size,
+            config: plan.config_digest,
+            index: plan.index,
+            platform: plan.config.platform.clone(),
+            created: plan.config.created,
+            imported,
+            compressed_size: reference.size
+                + plan.config_bytes.len() as u64
+                + records.iter().map(|layer| layer.blob_size).sum::<u64>(),
+            unpacked_size: records.iter().map(|layer| layer.size).sum(),
+            layers: records.clone(),
+            build: options.build.clone(),
         })
-        .collect()
+        .collect();
+    store.publish_names(&named)?;
+    Ok(named)
 }
 
 /// Makes the manifest of an image that came without one. The same image always gets the same manifest: its layers are

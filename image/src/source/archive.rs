@@ -91,7 +91,7 @@ pub fn import(
         Opened::Folder(folder) => Box::new(folder),
         Opened::Seekable(file, name) => Box::new(TarFile::scan(file, &name, limits.archive_entries)?),
         Opened::Stream(stream, name) => {
-            let file = spool(stream, &name, &temp, limits.archive_bytes, limits.layer.zstd_window_log)?;
+            let file = spool(stream, &name, &temp, limits)?;
             Box::new(TarFile::scan(file, &name, limits.archive_entries)?)
         }
     };

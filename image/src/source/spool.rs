@@ -3,11 +3,17 @@
 //! An archive may list its images last, and its layers in any order. Instead of keeping half of it in memory, what
 //! cannot seek is written once to the store's temporary folder, decompressed, and read from there.
 
+use std::cell::Cell;
 use std::fs::File;
-use std::io::{self, BufReader, Read, Write};
+use std::io::{self, BufReader, Cursor, Read, Write};
+use std::rc::Rc;
 
 use crate::error::{Error, IoContext, Result};
+use crate::import::Limits;
 use crate::store::TempDir;
+
+/// Bytes needed to tell a compression.
+const MAGIC: usize = 8;
 
 /// How an archive as a whole is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,38 +44,39 @@ impl Wrapper {
     }
 }
 
-/// Writes a stream, decompressed, to a temporary file of at most `limit` bytes.
-pub(super) fn spool(
-    input: impl Read,
-    name: &str,
-    temp: &TempDir,
-    limit: u64,
-    window_log: u32,
-) -> Result<File> {
-    let mut input = BufReader::with_capacity(1 << 20, input);
-    let wrapper =
-        Wrapper::detect(peek(&mut input).map_err(|error| Error::invalid(name, error.to_string()))?, name)?;
+/// Writes a stream, decompressed, to a temporary file within `limits`.
+pub(super) fn spool(mut input: impl Read, name: &str, temp: &TempDir, limits: &Limits) -> Result<File> {
+    let failed = |error: io::Error| Error::invalid(name, format!("reading the archive: {error}"));
+    let mut head = Vec::with_capacity(MAGIC);
+    // A pipe may deliver single bytes.
+    input.by_ref().take(MAGIC as u64).read_to_end(&mut head).map_err(failed)?;
+    let wrapper = Wrapper::detect(&head, name)?;
+    let taken = Rc::new(Cell::new(0));
+    let counted = Counted { inner: Cursor::new(head).chain(input), taken: Rc::clone(&taken) };
+    let input = BufReader::with_capacity(1 << 20, counted);
     let mut reader: Box<dyn Read + '_> = match wrapper {
         Wrapper::Plain => Box::new(input),
         Wrapper::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(input)),
         Wrapper::Zstd => {
-            let mut decoder = zstd::stream::read::Decoder::with_buffer(input)
-                .map_err(|error| Error::invalid(name, error.to_string()))?;
-            decoder.window_log_max(window_log).map_err(|error| Error::invalid(name, error.to_string()))?;
+            let mut decoder = zstd::stream::read::Decoder::with_buffer(input).map_err(failed)?;
+            decoder.window_log_max(limits.layer.zstd_window_log).map_err(failed)?;
             Box::new(decoder)
         }
     };
     let (mut file, path) = temp.file("archive")?;
     let mut buffer = vec![0; 1 << 20];
-    let mut total = 0;
+    let mut total: u64 = 0;
     loop {
         let n = match reader.read(&mut buffer) {
             Ok(0) => return Ok(file),
             Ok(n) => n,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => return Err(Error::invalid(name, format!("reading the archive: {error}"))),
+            Err(error) => return Err(failed(error)),
         };
         total += n as u64;
+        // The archive's own limit, and long before it that of a bomb.
+        let ratio = taken.get().saturating_mul(limits.layer.ratio).max(limits.layer.ratio_floor);
+        let limit = limits.archive_bytes.min(ratio);
         if total > limit {
             return Err(Error::Limit { subject: name.to_owned(), got: total, limit, unit: "bytes" });
         }
@@ -77,10 +84,16 @@ pub(super) fn spool(
     }
 }
 
-/// Fills the buffer far enough to see the magic number, also from a pipe that delivers single bytes.
-fn peek<R: Read>(input: &mut BufReader<R>) -> io::Result<&[u8]> {
-    use std::io::BufRead;
-    let head = input.fill_buf()?;
-    // A pipe's first read holds at least one header in every writer we know; a shorter one is read as plain and refused.
-    Ok(&head[..head.len().min(8)])
+/// Counts what was read.
+struct Counted<R> {
+    inner: R,
+    taken: Rc<Cell<u64>>,
+}
+
+impl<R: Read> Read for Counted<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let n = self.inner.read(buffer)?;
+        self.taken.set(self.taken.get() + n as u64);
+        Ok(n)
+    }
 }

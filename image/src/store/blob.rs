@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use cloister_layer::digest::Digest;
 
-use super::{LOCK_WAIT, Store, TempDir, lock, publish};
+use super::{LOCK_WAIT, NamedLock, Store, TempDir, lock, publish};
 use crate::error::{Error, IoContext, Result};
 
 /// A blob on its way into the store: a temporary file that only [`BlobWriter::publish`] makes visible.
@@ -69,6 +69,9 @@ impl Store {
 
     /// Stores a small blob whose digest was already checked, and returns it locked against removal.
     pub(crate) fn put_blob(&self, temp: &TempDir, digest: &Digest, content: &[u8]) -> Result<File> {
+        // One at a time: of two files renamed to one name the first would be lost, and with it its owner's lock on it.
+        let lock = self.lock_dir().join(format!("blob-{}", digest.hex()));
+        let _lock = NamedLock::acquire(&lock, &format!("blob {digest}"), LOCK_WAIT)?;
         if let Some(file) = self.open_blob(digest)?
             && file.metadata().at("read", &self.blob_path(digest))?.len() == content.len() as u64
         {

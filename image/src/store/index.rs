@@ -157,10 +157,10 @@ impl Store {
         })
     }
 
-    /// Publishes a name. Everything it needs must be in the store and pinned by the caller.
-    pub(crate) fn publish_name(&self, record: ImageRecord) -> Result<()> {
+    /// Publishes names, all in one step. Everything they need must be in the store and pinned by the caller.
+    pub(crate) fn publish_names(&self, new: &[ImageRecord]) -> Result<()> {
         self.update(|records| {
-            put(records, record);
+            new.iter().for_each(|record| put(records, record.clone()));
             Ok(())
         })
     }

@@ -192,3 +192,22 @@ fn archives_written_by_skopeo_come_in() {
     let by_oci = import_path(&store, &oci_tar, &named("app:2")).unwrap();
     assert_eq!(by_oci[0].manifest, image.digest());
 }
+
+#[test]
+fn a_pipe_that_delivers_single_bytes_is_read() {
+    struct Slow(std::io::Cursor<Vec<u8>>);
+    impl std::io::Read for Slow {
+        fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+            let n = buffer.len().min(1);
+            self.0.read(&mut buffer[..n])
+        }
+    }
+    let image = TestImage::new(host_arch(), &[(tar(&[("a", b"1")]), TAR_GZIP)]);
+    let bytes = gzip(&archive(&layout(&[image.descriptor()], &[&image.blobs])));
+    let (_dir, store) = store();
+    let input =
+        cloister_image::source::Input::Stream(Box::new(Slow(std::io::Cursor::new(bytes))), "slow".to_owned());
+    let records =
+        cloister_image::source::archive::import(&store, input, &named("a"), &cloister_image::Silent).unwrap();
+    assert_eq!(records[0].manifest, image.digest());
+}

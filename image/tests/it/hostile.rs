@@ -230,3 +230,17 @@ fn one_bad_layer_among_good_ones_leaves_nothing() {
     store.prune(true, None).unwrap();
     assert_eq!(store.usage().unwrap().total(), 0);
 }
+
+#[test]
+fn a_bomb_around_the_archive_is_stopped_early() {
+    let zeros = vec![0; 8 << 20];
+    for bomb in [gzip(&zeros), zstd(&zeros)] {
+        let mut request = named("x");
+        request.options.limits.layer.ratio = 10;
+        request.options.limits.layer.ratio_floor = 1 << 20;
+        refused(&bomb, &request, "bytes is more than the limit of 1048576");
+        let mut request = named("x");
+        request.options.limits.archive_bytes = 1 << 20;
+        refused(&bomb, &request, "bytes is more than the limit of 1048576");
+    }
+}

@@ -154,3 +154,37 @@ fn the_store_is_an_oci_layout_other_tools_read() {
         String::from_utf8_lossy(&out.stderr)
     );
 }
+
+#[test]
+fn pruning_while_others_import_takes_nothing_they_need() {
+    let (_dir, store) = store();
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(std::sync::atomic::Ordering::SeqCst) {
+                store.prune(false, None).unwrap();
+            }
+        });
+        let importers: Vec<_> = (0..2)
+            .map(|who| {
+                let store = &store;
+                scope.spawn(move || {
+                    for round in 0..8 {
+                        // Some layers are shared between the two, some are what the other just gave up.
+                        let name = format!("app{who}:{round}");
+                        put(store, &name, round);
+                        let image = store.open_image(&name).unwrap();
+                        assert_eq!(image.layer_files().len(), 2);
+                        store.remove(&name).unwrap();
+                        assert!(image.layer_files().iter().all(|layer| layer.path.exists()));
+                    }
+                })
+            })
+            .collect();
+        let results: Vec<_> = importers.into_iter().map(|importer| importer.join()).collect();
+        done.store(true, std::sync::atomic::Ordering::SeqCst);
+        results.into_iter().for_each(|result| result.unwrap());
+    });
+    store.prune(false, None).unwrap();
+    assert_eq!(store.usage().unwrap().total(), 0);
+}
