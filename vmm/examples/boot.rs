@@ -45,7 +45,10 @@ fn median<T: Ord + Copy + Default>(values: impl Iterator<Item = T>) -> T {
 async fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let [virtiofsd, kernel, initrd, rest @ ..] = args.as_slice() else {
-        return Err(Error::Invalid { what: "arguments".into(), why: "VIRTIOFSD KERNEL INITRAMFS [RUNS [SHARED]]".into() });
+        return Err(Error::Invalid {
+            what: "arguments".into(),
+            why: "VIRTIOFSD KERNEL INITRAMFS [RUNS [SHARED]]".into(),
+        });
     };
     let count = rest.first().and_then(|n| n.parse().ok()).unwrap_or(10);
     let host = Host::debian(virtiofsd.into(), Some(User { uid: 65534, gid: 65534 }));

@@ -71,9 +71,7 @@ pub fn choose(wanted: Accel) -> Result<Chosen> {
         (Ok(kvm), _) => Ok(Chosen::Kvm(kvm)),
         (Err(why), Accel::Kvm) => Err(Error::invalid("accel=kvm", why)),
         (Err(why), _) => Ok(Chosen::Tcg {
-            warning: Some(format!(
-                "{why}: running in software emulation, which is roughly ten times slower"
-            )),
+            warning: Some(format!("{why}: running in software emulation, which is roughly ten times slower")),
         }),
     }
 }
@@ -81,7 +79,8 @@ pub fn choose(wanted: Accel) -> Result<Chosen> {
 /// Opens KVM if it can really start a guest; otherwise says why not.
 fn probe_kvm() -> Result<OwnedFd, String> {
     if cfg!(target_arch = "x86_64") {
-        let info = fs::read_to_string("/proc/cpuinfo").map_err(|e| format!("cannot read /proc/cpuinfo: {e}"))?;
+        let info =
+            fs::read_to_string("/proc/cpuinfo").map_err(|e| format!("cannot read /proc/cpuinfo: {e}"))?;
         if !offers_virtualisation(&info) {
             return Err("the processor offers no virtualisation (neither vmx nor svm)".into());
         }

@@ -61,7 +61,7 @@ pub struct VmConfig {
     pub max_memory: u64,
     /// Virtual processors at boot (as `maxcpus=` on the kernel command line).
     pub cpus: u32,
-    /// Most virtual processors it may grow to.
+    /// Most virtual processors it may grow to. More than one makes a boot in emulation slower: see the README.
     pub max_cpus: u32,
     /// Devices that can be plugged, at most 31: vsock, disks, shares, networks; the first growth of memory takes one.
     pub hotplug_ports: usize,
@@ -79,7 +79,7 @@ pub const DEFAULT_CMDLINE: &str =
     "console=ttyS0 quiet panic=-1 reboot=t no_timer_check tsc=reliable rcupdate.rcu_expedited=1";
 
 impl VmConfig {
-    /// A VM of 256 MiB that can grow to 4 GiB, 1 processor that can become 4, 31 slots.
+    /// A VM of 256 MiB that can grow to 4 GiB, with one processor and 31 slots.
     pub fn new(run_dir: PathBuf, kernel: PathBuf, initrd: Option<PathBuf>) -> Self {
         let console = Console { path: run_dir.join("console.log"), limit: MIB };
         Self {
@@ -90,7 +90,7 @@ impl VmConfig {
             memory: 256 * MIB,
             max_memory: 4096 * MIB,
             cpus: 1,
-            max_cpus: 4,
+            max_cpus: 1,
             hotplug_ports: crate::qemu::ports::MAX_PORTS,
             accel: Accel::Auto,
             console,
@@ -101,16 +101,28 @@ impl VmConfig {
     /// Checks what QEMU would complain about in its own words, or not at all.
     pub(crate) fn check(&self) -> Result<()> {
         if self.memory < 32 * MIB || !self.memory.is_multiple_of(MEMORY_STEP) {
-            return Err(Error::invalid("memory", format!("{} bytes is not a multiple of 2 MiB from 32 MiB", self.memory)));
+            return Err(Error::invalid(
+                "memory",
+                format!("{} bytes is not a multiple of 2 MiB from 32 MiB", self.memory),
+            ));
         }
         if self.max_memory < self.memory || !self.max_memory.is_multiple_of(MEMORY_STEP) {
-            return Err(Error::invalid("max_memory", format!("{} bytes is below memory or no multiple of 2 MiB", self.max_memory)));
+            return Err(Error::invalid(
+                "max_memory",
+                format!("{} bytes is below memory or no multiple of 2 MiB", self.max_memory),
+            ));
         }
         if self.cpus == 0 || self.max_cpus < self.cpus || self.max_cpus > 255 {
-            return Err(Error::invalid("cpus", format!("{} of at most {} is not in 1..=255", self.cpus, self.max_cpus)));
+            return Err(Error::invalid(
+                "cpus",
+                format!("{} of at most {} is not in 1..=255", self.cpus, self.max_cpus),
+            ));
         }
         if self.hotplug_ports > crate::qemu::ports::MAX_PORTS {
-            return Err(Error::invalid("hotplug_ports", format!("{} is more than {}", self.hotplug_ports, crate::qemu::ports::MAX_PORTS)));
+            return Err(Error::invalid(
+                "hotplug_ports",
+                format!("{} is more than {}", self.hotplug_ports, crate::qemu::ports::MAX_PORTS),
+            ));
         }
         Ok(())
     }

@@ -51,8 +51,12 @@ pub(crate) fn last_words(path: &Path) -> String {
     let text = String::from_utf8_lossy(&bytes);
     let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
     let panic = lines.iter().find(|line| line.contains("Kernel panic")).copied();
-    let words = panic.map_or_else(|| lines.get(lines.len().saturating_sub(3)..).unwrap_or_default().join("; "), String::from);
-    let printable: String = words.chars().map(|c| if c.is_ascii_graphic() { c } else { ' ' }).take(400).collect();
+    let words = panic.map_or_else(
+        || lines.get(lines.len().saturating_sub(3)..).unwrap_or_default().join("; "),
+        String::from,
+    );
+    let printable: String =
+        words.chars().map(|c| if c.is_ascii_graphic() { c } else { ' ' }).take(400).collect();
     printable.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
@@ -66,8 +70,11 @@ struct Log {
 
 impl Log {
     fn open(path: &Path, half: u64) -> Result<Self> {
-        let file = create(path)
-            .map_err(|source| Error::File { what: "console log", path: path.to_owned(), source })?;
+        let file = create(path).map_err(|source| Error::File {
+            what: "console log",
+            path: path.to_owned(),
+            source,
+        })?;
         Ok(Self { file, path: path.to_owned(), written: 0, half })
     }
 
@@ -107,7 +114,8 @@ mod tests {
         for n in 0..10_000 {
             log.write(format!("line {n}\n").as_bytes()).unwrap();
         }
-        let sizes: u64 = std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().metadata().unwrap().len()).sum();
+        let sizes: u64 =
+            std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().metadata().unwrap().len()).sum();
         assert!(sizes <= 20_000, "{sizes}");
         assert_eq!(last_words(&path), "line 9997; line 9998; line 9999");
     }

@@ -63,7 +63,10 @@ impl ImageDisk {
         check_serial(&self.serial)?;
         let what = || format!("image disk {}", self.serial);
         if self.extents.is_empty() || self.extents.len() > MAX_EXTENTS {
-            return Err(Error::invalid(what(), format!("{} pieces is not in 1..={MAX_EXTENTS}", self.extents.len())));
+            return Err(Error::invalid(
+                what(),
+                format!("{} pieces is not in 1..={MAX_EXTENTS}", self.extents.len()),
+            ));
         }
         for (n, extent) in self.extents.iter().enumerate() {
             let stat = fstat(&extent.file).map_err(Error::errno("stat a piece of an image disk"))?;
@@ -75,7 +78,10 @@ impl ImageDisk {
             }
             let size = u64::try_from(stat.st_size).unwrap_or(0);
             if extent.offset.checked_add(extent.len).is_none_or(|end| end > size) {
-                return Err(Error::invalid(what(), format!("piece {n} ends beyond its file of {size} bytes")));
+                return Err(Error::invalid(
+                    what(),
+                    format!("piece {n} ends beyond its file of {size} bytes"),
+                ));
             }
         }
         Ok(())

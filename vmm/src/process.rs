@@ -62,8 +62,8 @@ impl Launch {
         let what = self.what;
         let program = self.program.clone();
         let (reply, answer) = oneshot::channel();
-        let (stderr_read, stderr_write) =
-            rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(Error::errno("create a pipe"))?;
+        let (stderr_read, stderr_write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
+            .map_err(Error::errno("create a pipe"))?;
         spawner()
             .send(Job { launch: self, stderr: stderr_write, reply })
             .map_err(|_| Error::Protocol("the thread that starts helpers is gone".into()))?;
@@ -288,7 +288,10 @@ mod tests {
         let mut launch = shell("");
         launch.program = "/nonexistent/program".into();
         let error = launch.start().await.unwrap_err().to_string();
-        assert_eq!(error, "cannot start shell (/nonexistent/program): No such file or directory (os error 2)");
+        assert_eq!(
+            error,
+            "cannot start shell (/nonexistent/program): No such file or directory (os error 2)"
+        );
     }
 
     #[tokio::test]
@@ -299,7 +302,8 @@ mod tests {
 
     #[tokio::test]
     async fn endless_error_output_is_bounded() {
-        let process = shell("while :; do echo xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx >&2; done").start().await.unwrap();
+        let process =
+            shell("while :; do echo xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx >&2; done").start().await.unwrap();
         tokio::time::sleep(Duration::from_millis(100)).await;
         assert!(process.stderr.lock().unwrap().len() <= STDERR_TAIL);
         process.kill();
@@ -334,7 +338,8 @@ mod tests {
     #[tokio::test]
     async fn root_gives_up_its_identity() {
         assert!(rustix::process::geteuid().is_root(), "this test needs root");
-        let mut launch = shell("grep -E '^(Uid|Gid|Groups|NoNewPrivs|CapEff)' /proc/self/status | tr '\\t\\n' ' ' >&2");
+        let mut launch =
+            shell("grep -E '^(Uid|Gid|Groups|NoNewPrivs|CapEff)' /proc/self/status | tr '\\t\\n' ' ' >&2");
         launch.user = Some(User { uid: 65533, gid: 65532 });
         let process = launch.start().await.unwrap();
         let said = process.exited().wait().await.split_whitespace().collect::<Vec<_>>().join(" ");

@@ -62,7 +62,8 @@ impl Qmp {
         socket.set_nonblocking(true).map_err(Error::os("prepare the QMP socket"))?;
         let stream = UnixStream::from_std(socket).map_err(Error::os("prepare the QMP socket"))?;
         let (sender, events) = broadcast::channel(64);
-        let mut connection = Connection { stream, buffer: Vec::new(), scanned: 0, events: sender, next_id: 0 };
+        let mut connection =
+            Connection { stream, buffer: Vec::new(), scanned: 0, events: sender, next_id: 0 };
         let greeting: QapiCapabilities = connection.line().await.and_then(|line| {
             serde_json::from_slice(&line).map_err(|e| Error::Protocol(format!("not a QMP greeting: {e}")))
         })?;
@@ -88,7 +89,8 @@ impl Qmp {
     pub async fn run<C: QmpCommand>(&self, command: C) -> Result<C::Ok> {
         let arguments = serde_json::to_value(&command).map_err(|e| Error::Protocol(e.to_string()))?;
         let answer = self.send(C::NAME, arguments, None).await?;
-        serde_json::from_value(answer).map_err(|e| Error::Protocol(format!("{} answered unexpectedly: {e}", C::NAME)))
+        serde_json::from_value(answer)
+            .map_err(|e| Error::Protocol(format!("{} answered unexpectedly: {e}", C::NAME)))
     }
 
     /// Runs a command whose arguments are easier to read as JSON than as the schema's nested unions.
@@ -176,7 +178,12 @@ impl Connection {
         }
     }
 
-    async fn execute(&mut self, command: &'static str, arguments: Value, fd: Option<OwnedFd>) -> Result<Value> {
+    async fn execute(
+        &mut self,
+        command: &'static str,
+        arguments: Value,
+        fd: Option<OwnedFd>,
+    ) -> Result<Value> {
         self.next_id += 1;
         let id = self.next_id;
         let mut text = json!({ "execute": command, "arguments": arguments, "id": id }).to_string();
@@ -192,8 +199,8 @@ impl Connection {
         self.stream.write_all(text.as_bytes()).await.map_err(Error::os("write to QEMU"))?;
         loop {
             let line = self.line().await?;
-            let mut message: Map<String, Value> =
-                serde_json::from_slice(&line).map_err(|e| Error::Protocol(format!("not a QMP message: {e}")))?;
+            let mut message: Map<String, Value> = serde_json::from_slice(&line)
+                .map_err(|e| Error::Protocol(format!("not a QMP message: {e}")))?;
             if message.contains_key("event") {
                 self.publish(&line);
                 continue;
@@ -262,8 +269,7 @@ mod tests {
 
     use super::*;
 
-    const GREETING: &str =
-        "{\"QMP\":{\"version\":{\"qemu\":{\"micro\":2,\"minor\":0,\"major\":10},\"package\":\"\"},\"capabilities\":[]}}\n";
+    const GREETING: &str = "{\"QMP\":{\"version\":{\"qemu\":{\"micro\":2,\"minor\":0,\"major\":10},\"package\":\"\"},\"capabilities\":[]}}\n";
 
     /// A peer that greets, accepts `qmp_capabilities`, then sends `after` in answer to the next command.
     fn peer(after: &'static str) -> StdUnixStream {

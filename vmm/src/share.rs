@@ -105,7 +105,12 @@ mod tests {
         for (read_only, root) in [(false, false), (false, true), (true, false), (true, true)] {
             let args = arguments(Path::new("/x"), 5, read_only, root);
             let has = |a: &str| args.iter().any(|x| x == a);
-            assert!(has("--sandbox=namespace") && has("--seccomp=kill") && has("--fd=5") && has("--shared-dir=/x"));
+            assert!(
+                has("--sandbox=namespace")
+                    && has("--seccomp=kill")
+                    && has("--fd=5")
+                    && has("--shared-dir=/x")
+            );
             assert_eq!(has("--readonly"), read_only);
             assert!(!args.iter().any(|a| a.to_string_lossy().contains("none")));
         }

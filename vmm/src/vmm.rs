@@ -8,11 +8,11 @@ use std::time::Duration;
 
 use tokio::sync::broadcast;
 
+use crate::Result;
 use crate::config::{Host, VmConfig};
 use crate::disk::{ImageDisk, RawDisk};
 use crate::share::Share;
 use crate::vsock::VsockStream;
-use crate::Result;
 
 /// A device that was plugged in; unplug it with [`Vmm::unplug`].
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -162,7 +162,11 @@ pub trait Vmm: Sized + Send + Sync {
     /// Connects to a vsock port of the guest, at most `limit`. Refused when nothing listens there.
     fn dial(&self, port: u32, limit: Duration) -> impl Future<Output = Result<VsockStream>> + Send;
     /// As [`dial`](Self::dial), but tries again while a starting guest refuses; ends early when the VM ends.
-    fn dial_until_ready(&self, port: u32, limit: Duration) -> impl Future<Output = Result<VsockStream>> + Send;
+    fn dial_until_ready(
+        &self,
+        port: u32,
+        limit: Duration,
+    ) -> impl Future<Output = Result<VsockStream>> + Send;
 
     /// Reads the counters.
     fn metrics(&self) -> impl Future<Output = Result<Metrics>> + Send;

@@ -43,7 +43,11 @@ impl VsockStream {
 }
 
 impl AsyncRead for VsockStream {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         match &mut self.0 {
             Inner::Device(s) => Pin::new(s).poll_read(cx, buf),
             Inner::Kernel(s) => Pin::new(s).poll_read(cx, buf),
@@ -131,7 +135,9 @@ impl Transport {
                 let connected = tokio::time::timeout(limit, connect)
                     .await
                     .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
-                connected.map(|s| VsockStream(Inner::Kernel(s))).map_err(|source| Error::Dial { port, source })
+                connected
+                    .map(|s| VsockStream(Inner::Kernel(s)))
+                    .map_err(|source| Error::Dial { port, source })
             }
         }
     }

@@ -31,7 +31,8 @@ async fn a_guest_boots_answers_pauses_and_stops() {
 async fn qemu_is_unprivileged_and_filtered() {
     let guest = Guest::boot().await;
     let status = std::fs::read_to_string(format!("/proc/{}/status", guest.vm.pid())).unwrap();
-    let line = |name: &str| status.lines().find_map(|l| l.strip_prefix(name)).unwrap_or_default().trim().to_owned();
+    let line =
+        |name: &str| status.lines().find_map(|l| l.strip_prefix(name)).unwrap_or_default().trim().to_owned();
     if rustix::process::geteuid().is_root() {
         assert_eq!(line("Uid:"), "65534\t65534\t65534\t65534");
         assert_eq!(line("Groups:"), "");
@@ -121,7 +122,8 @@ async fn an_old_qemu_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     // Greets as QEMU 7.2 did, over the inherited socket named on its command line.
     let fake = dir.path().join("qemu");
-    let greeting = r#"{"QMP":{"version":{"qemu":{"micro":22,"minor":2,"major":7},"package":""},"capabilities":[]}}"#;
+    let greeting =
+        r#"{"QMP":{"version":{"qemu":{"micro":22,"minor":2,"major":7},"package":""},"capabilities":[]}}"#;
     let script = format!(
         "#!/bin/bash\nfor a; do case $a in socket,id=qmp,fd=*) fd=${{a##*=}};; esac; done\n\
          echo '{greeting}' >&$fd\nread -r _ <&$fd\necho '{{\"return\":{{}},\"id\":1}}' >&$fd\nread -r _ <&$fd\n"
@@ -146,6 +148,7 @@ async fn a_guest_that_floods_its_console_fills_nothing() {
     drop(vm.dial_until_ready(1024, LIMIT).await.unwrap());
     lab::ask(&vm, "print 2000").await.unwrap();
     vm.stop().await;
-    let size: u64 = std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().metadata().unwrap().len()).sum();
+    let size: u64 =
+        std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().metadata().unwrap().len()).sum();
     assert!(size > 8 << 10 && size <= 64 << 10, "{size}");
 }

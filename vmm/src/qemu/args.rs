@@ -31,7 +31,8 @@ pub(crate) struct Inherited {
 /// Machine options, without the accelerator: nothing that a pod does not need, everything hot-plug needs.
 /// PCI slots are hot-plugged through ACPI (the default of q35), which takes a device out without the five
 /// seconds a PCIe attention button blinks.
-const MACHINE: &str = "q35,smbus=off,sata=off,usb=off,vmport=off,hpet=off,graphics=off,dump-guest-core=off,mem-merge=off";
+const MACHINE: &str =
+    "q35,smbus=off,sata=off,usb=off,vmport=off,hpet=off,graphics=off,dump-guest-core=off,mem-merge=off";
 
 /// Everything QEMU may never do, however it is taken over (see `-sandbox` in qemu(1)).
 const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
@@ -66,7 +67,10 @@ pub(crate) fn build(config: &VmConfig, accel: Chosen, fds: Inherited) -> (Vec<St
     line.add("-smp", format!("cpus={},sockets=1,cores={}", config.max_cpus, config.max_cpus));
     line.add("-m", format!("size={}B,maxmem={}B", config.memory, config.max_memory));
     let memory = line.path(fds.memory);
-    line.add("-object", format!("memory-backend-file,id={RAM},size={}B,mem-path={memory},share=on", config.memory));
+    line.add(
+        "-object",
+        format!("memory-backend-file,id={RAM},size={}B,mem-path={memory},share=on", config.memory),
+    );
 
     let firmware = line.path(fds.firmware);
     line.add("-bios", firmware);
@@ -94,7 +98,10 @@ pub(crate) fn build(config: &VmConfig, accel: Chosen, fds: Inherited) -> (Vec<St
         }
         Some(Frontend::Vhost { fd, cid }) => {
             let fd = line.keep(fd);
-            line.add("-device", format!("vhost-vsock-pci,id={VSOCK},bus={BUS},addr=1,guest-cid={cid},vhostfd={fd}"));
+            line.add(
+                "-device",
+                format!("vhost-vsock-pci,id={VSOCK},bus={BUS},addr=1,guest-cid={cid},vhostfd={fd}"),
+            );
         }
         None => line.add("-incoming", "defer"),
     }
@@ -151,7 +158,9 @@ mod tests {
     fn no_path_of_the_host_is_on_the_command_line() {
         for arg in line(Chosen::Tcg { warning: None }) {
             let foreign = arg.split(['=', ',', ' ']).any(|word| {
-                word.starts_with('/') && !word.starts_with("/proc/self/fd/") && !word.starts_with("/dev/fdset/")
+                word.starts_with('/')
+                    && !word.starts_with("/proc/self/fd/")
+                    && !word.starts_with("/dev/fdset/")
             });
             assert!(!foreign, "{arg}");
         }

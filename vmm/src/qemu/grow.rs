@@ -18,7 +18,10 @@ const BACKEND: &str = "growth-memory";
 pub(super) async fn memory(vm: &Qemu, total: u64) -> Result<()> {
     let (least, most) = (vm.config.memory, vm.config.max_memory);
     if !total.is_multiple_of(MEMORY_STEP) || !(least..=most).contains(&total) {
-        return Err(Error::invalid("memory", format!("{total} bytes is not a multiple of 2 MiB in {least}..={most}")));
+        return Err(Error::invalid(
+            "memory",
+            format!("{total} bytes is not a multiple of 2 MiB in {least}..={most}"),
+        ));
     }
     let extra = total - least;
     let mut plugged = vm.plugged.lock().await;
@@ -49,7 +52,10 @@ pub(super) async fn memory(vm: &Qemu, total: u64) -> Result<()> {
 /// Raises the number of processors the guest may bring online.
 pub(super) fn cpus(vm: &Qemu, total: u32) -> Result<()> {
     if total > vm.config.max_cpus {
-        return Err(Error::invalid("cpus", format!("{total} is more than the maximum of {}", vm.config.max_cpus)));
+        return Err(Error::invalid(
+            "cpus",
+            format!("{total} is more than the maximum of {}", vm.config.max_cpus),
+        ));
     }
     // They are all there: see `args`. What is left is to count them.
     vm.cpus.fetch_max(total, Ordering::Relaxed);

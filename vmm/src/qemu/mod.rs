@@ -73,7 +73,9 @@ impl Vmm for Qemu {
         let user = match (rustix::process::geteuid().is_root(), host.user) {
             (false, _) => None,
             (true, Some(user)) if user.uid != 0 => Some(user),
-            (true, _) => return Err(Error::invalid("VMM user", "must be set, and not root, when started as root")),
+            (true, _) => {
+                return Err(Error::invalid("VMM user", "must be set, and not root, when started as root"));
+            }
         };
         let memory = snapshot::memory(config.memory, saved.as_ref())?;
         let (qmp_ours, qmp_theirs) = UnixStream::pair().map_err(Error::os("create the QMP socket pair"))?;
@@ -232,7 +234,11 @@ impl Vmm for Qemu {
 
 impl Qemu {
     async fn transport(&self) -> Result<Arc<Transport>> {
-        self.vsock.lock().await.clone().ok_or_else(|| Error::invalid("vsock", "this VM was saved and has none any more"))
+        self.vsock
+            .lock()
+            .await
+            .clone()
+            .ok_or_else(|| Error::invalid("vsock", "this VM was saved and has none any more"))
     }
 
     /// The path of the console's log.

@@ -46,7 +46,10 @@ struct Device {
 enum Backend {
     Disk,
     /// Dropping the process ends the daemon.
-    Share { daemon: Process, watcher: tokio::task::JoinHandle<()> },
+    Share {
+        daemon: Process,
+        watcher: tokio::task::JoinHandle<()>,
+    },
     Net,
 }
 
@@ -135,7 +138,9 @@ pub(super) async fn share(vm: &Qemu, share: Share) -> Result<DeviceId> {
         // The daemon's own words say more than QEMU's about a connection it did not get.
         let ended = tokio::time::timeout(Duration::from_millis(200), daemon.exited().wait()).await;
         return Err(match ended {
-            Ok(reason) => Error::invalid(format!("share {}", share.tag), format!("virtiofsd ended with {reason}")),
+            Ok(reason) => {
+                Error::invalid(format!("share {}", share.tag), format!("virtiofsd ended with {reason}"))
+            }
             Err(_) => error,
         });
     }
@@ -144,7 +149,8 @@ pub(super) async fn share(vm: &Qemu, share: Share) -> Result<DeviceId> {
     let watcher = tokio::spawn(async move {
         let reason = exited.wait().await;
         // Nobody listening is fine.
-        let _ = events.send(Event::ShareFailed { tag: share.tag, reason: format!("virtiofsd ended with {reason}") });
+        let _ = events
+            .send(Event::ShareFailed { tag: share.tag, reason: format!("virtiofsd ended with {reason}") });
     });
     plugged.devices.insert(id.clone(), Device { _port: port, backend: Backend::Share { daemon, watcher } });
     Ok(id)
@@ -160,7 +166,8 @@ pub(super) async fn tap(vm: &Qemu, tap: Tap) -> Result<DeviceId> {
     let [a, b, c, d, e, f] = tap.mac;
     let mac = format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}");
     // Without a ROM: nothing boots from the network.
-    let properties = [("netdev", Value::from(id.0.as_str())), ("mac", mac.into()), ("romfile", "".into()), modern()];
+    let properties =
+        [("netdev", Value::from(id.0.as_str())), ("mac", mac.into()), ("romfile", "".into()), modern()];
     if let Err(error) = add(vm, "virtio-net-pci", &id.0, &port, properties).await {
         // Only tidies up.
         let _ = vm.qmp.run(netdev_del { id: id.0 }).await;
@@ -231,7 +238,8 @@ pub(super) async fn add<const N: usize>(
     port: &Port,
     properties: [(&str, Value); N],
 ) -> Result<()> {
-    let mut arguments: Map<String, Value> = properties.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+    let mut arguments: Map<String, Value> =
+        properties.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
     arguments.insert("addr".into(), port.addr().into());
     vm.qmp.run(device_add::new(driver, id.to_owned(), BUS.to_owned(), arguments)).await.map(drop)
 }

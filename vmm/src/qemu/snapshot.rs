@@ -80,7 +80,8 @@ pub(super) fn open(folder: &Path, config: &VmConfig) -> Result<Saved> {
 
 /// The guest's memory: empty, or a copy of a snapshot's.
 pub(super) fn memory(size: u64, saved: Option<&Saved>) -> Result<OwnedFd> {
-    let fd = memfd_create("guest-memory", MemfdFlags::CLOEXEC).map_err(Error::errno("create the guest's memory"))?;
+    let fd = memfd_create("guest-memory", MemfdFlags::CLOEXEC)
+        .map_err(Error::errno("create the guest's memory"))?;
     let file = File::from(fd);
     file.set_len(size).map_err(Error::os("size the guest's memory"))?;
     if let Some(saved) = saved {
@@ -117,7 +118,10 @@ pub(super) async fn load(vm: &Qemu, saved: Saved) -> Result<()> {
 pub(super) async fn save(vm: &Qemu, folder: &Path) -> Result<()> {
     let plugged = vm.plugged.lock().await;
     if !plugged.is_empty() {
-        return Err(Error::invalid("snapshot", "devices are plugged in, which only this VM's processes know: unplug them"));
+        return Err(Error::invalid(
+            "snapshot",
+            "devices are plugged in, which only this VM's processes know: unplug them",
+        ));
     }
     if vm.vsock.lock().await.take().is_some() {
         plug::remove_device(vm, VSOCK, UNPLUG_LIMIT).await?;
@@ -130,8 +134,11 @@ pub(super) async fn save(vm: &Qemu, folder: &Path) -> Result<()> {
     let create = |name: &'static str| {
         let path = folder.join(name);
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR)
-            .map_err(|e| Error::File { what: "snapshot file", path, source: e.into() })
+        rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR).map_err(|e| Error::File {
+            what: "snapshot file",
+            path,
+            source: e.into(),
+        })
     };
     let set = vm.qmp.add_fd(create("state")?).await?;
     vm.qmp.call("migrate", json!({ "uri": format!("file:{}", set.path()) })).await?;

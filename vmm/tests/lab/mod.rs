@@ -93,8 +93,15 @@ pub fn config(dir: &Path) -> VmConfig {
 impl Guest {
     /// Boots and waits until the guest answers.
     pub async fn boot() -> Self {
+        Self::boot_with(|_| ()).await
+    }
+
+    /// As `boot`, with another configuration.
+    pub async fn boot_with(change: impl FnOnce(&mut VmConfig)) -> Self {
         let dir = tempfile::tempdir().expect("a folder");
-        let vm = Qemu::create(&host(), config(dir.path())).await.expect("the VM is made");
+        let mut config = config(dir.path());
+        change(&mut config);
+        let vm = Qemu::create(&host(), config).await.expect("the VM is made");
         vm.start().await.expect("the VM starts");
         let guest = Self { vm, dir };
         let began = Instant::now();
@@ -128,7 +135,9 @@ impl Guest {
         while began.elapsed() < LIMIT {
             for name in self.ask("ls /sys/block").await.unwrap_or_default().lines() {
                 let found = self.ask(&format!("cat /sys/block/{name}/serial")).await;
-                if found.is_ok_and(|s| s.trim() == serial) && self.ask(&format!("read /dev/{name} 0 1")).await.is_ok() {
+                if found.is_ok_and(|s| s.trim() == serial)
+                    && self.ask(&format!("read /dev/{name} 0 1")).await.is_ok()
+                {
                     return format!("/dev/{name}");
                 }
             }
