@@ -2,7 +2,11 @@
 //!
 //! Every test that mounts does so in a mount namespace of its own thread, which ends with the test.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests, which clippy does not take for tests")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "helpers of tests, which clippy does not take for tests"
+)]
 
 mod disk;
 mod erofs;
