@@ -213,11 +213,8 @@ fn tap(name: &str) -> File {
     request[..name.len()].copy_from_slice(name.as_bytes());
     request[16..18].copy_from_slice(&IFF_TAP_NO_PI_VNET_HDR.to_ne_bytes());
     // SAFETY: the request reads and writes the 40 bytes of a struct ifreq.
-    assert_eq!(
-        unsafe { libc::ioctl(file.as_raw_fd(), TUNSETIFF, request.as_mut_ptr()) },
-        0,
-        "this test needs root"
-    );
+    let answer = unsafe { libc::ioctl(file.as_raw_fd(), TUNSETIFF, request.as_mut_ptr()) };
+    assert_eq!(answer, 0, "this test needs root: {}", std::io::Error::last_os_error());
     file
 }
 
