@@ -1,4 +1,4 @@
-//! Converts one layer blob and prints how long it took: `convert BLOB OUT [--fsync]`.
+//! Converts one layer blob and prints how long it took: `convert BLOB OUT [--fsync] [DIFF-ID]`.
 
 use std::fs::{self, File};
 use std::time::Instant;
@@ -8,11 +8,13 @@ use cloister_layer::{Error, Expected, Limits, convert};
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let [blob, out, rest @ ..] = &args[..] else {
-        return Err("usage: convert BLOB OUT [--fsync]".into());
+        return Err("usage: convert BLOB OUT [--fsync] [DIFF-ID]".into());
     };
+    let diff_id = rest.iter().find(|arg| !arg.starts_with("--")).map(|arg| arg.parse()).transpose()?;
+    let expected = Expected { diff_id, ..Expected::default() };
     let started = Instant::now();
     let file = File::options().read(true).write(true).create(true).truncate(true).open(out)?;
-    let result = convert(File::open(blob)?, &Expected::default(), &file, &Limits::default(), &|_| {});
+    let result = convert(File::open(blob)?, &expected, &file, &Limits::default(), &|_| {});
     let done = match result {
         Ok(done) => done,
         Err(error) => {

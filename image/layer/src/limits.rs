@@ -3,7 +3,7 @@
 /// Bounds on one layer. A layer that goes over any of them is refused with an error naming the bound.
 ///
 /// Memory: a conversion holds at most [`Limits::metadata_bytes`] of tree, plus [`Limits::pax_bytes`] twice, plus
-/// fixed buffers of about 8 MiB and the decompressor's window ([`Limits::zstd_window_log`] for zstd, 32 KiB for gzip).
+/// fixed buffers of about 12 MiB and the decompressor's window ([`Limits::zstd_window_log`] for zstd, 32 KiB for gzip).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
     /// Bytes of the blob as stored (compressed).

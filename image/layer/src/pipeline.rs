@@ -15,7 +15,7 @@ use crate::limits::Limits;
 /// Bytes read from the blob at once.
 pub const READ: usize = 256 << 10;
 /// Buffers in flight between two threads; a slow stage makes the one before it wait.
-pub const DEPTH: usize = 4;
+pub const DEPTH: usize = 8;
 
 /// What travels: bytes, or why there are no more. An end without error is a closed channel.
 pub type Message = Result<Piece, Error>;

@@ -90,7 +90,7 @@ fn a_million_entries_and_bombs_fit_in_256_mib() {
     let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
     gz.write_all(&zeros).unwrap();
     let gz = gz.finish().unwrap();
-    let zstd = zstd::stream::encode_all(&zeros[..], 19).unwrap();
+    let zstd = zstd::stream::encode_all(&zeros[..], 1).unwrap();
     let low = Limits { ratio_floor: 64 << 20, ..Limits::default() };
     for bomb in [gz, zstd] {
         let error = run(&low, |_, out| out.extend_from_slice(&bomb));

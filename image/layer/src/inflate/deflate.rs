@@ -9,10 +9,10 @@ use super::huffman::{
 use super::io::{BUFFER, Output, Piece, Source, WINDOW};
 use super::{Damage, Stop};
 
-/// Input the fast loop wants ahead: three refills of 8 bytes.
-const FAST_INPUT: usize = 24;
-/// Output the fast loop wants ahead: literals and the longest match, overwritten by up to 16 bytes.
-const FAST_OUTPUT: usize = 4 + 258 + 32;
+/// Input one round of the fast loop may look at: two words of 8 bytes, the second up to 7 bytes on.
+const FAST_INPUT: usize = 16;
+/// Output one round may write: three literals, or two and the longest match, and what copying writes too much.
+const FAST_OUTPUT: usize = 3 + 258 + 32;
 
 /// The compressed side, as bits.
 pub(super) struct Bits<S> {
@@ -320,6 +320,8 @@ fn block<S: Source, O: Output>(
 }
 
 /// Decodes while there is room on both sides; true at the end of the block.
+///
+/// Each round takes one array of input and one of output up front: two checks instead of one for each access.
 #[inline(never)]
 fn fast<S, O: Output>(bits: &mut Bits<S>, window: &mut Window<O>, tables: &Tables) -> Result<bool, Damage> {
     let input = &bits.piece.bytes[..bits.piece.end];
@@ -328,49 +330,52 @@ fn fast<S, O: Output>(bits: &mut Bits<S>, window: &mut Window<O>, tables: &Table
     let mut at = window.at;
     let mut buffer = bits.buffer;
     let mut count = bits.count;
-    // How far a match may reach back is `at - origin`; within the window's length once the member is long enough.
+    // A match may reach back `at - origin` bytes: never before the member's start, nor before the buffer's.
     let origin = window.sent.saturating_sub(window.member.min(WINDOW as u64) as usize);
-    let Some(input_end) = input.len().checked_sub(FAST_INPUT) else { return Ok(false) };
-    let Some(out_end) = out.len().checked_sub(FAST_OUTPUT) else { return Ok(false) };
+    let litlen = &*tables.litlen;
+    let distances = &*tables.distance;
 
-    macro_rules! refill {
-        () => {
-            let Some(word) = input.get(pos..pos + 8).and_then(|bytes| bytes.first_chunk::<8>()) else {
-                break Ok(false);
-            };
-            buffer |= u64::from_le_bytes(*word) << count;
-            pos += (63 - count as usize) >> 3;
-            count |= 56;
-        };
-    }
     macro_rules! consume {
         ($entry:expr) => {
-            let taken = $entry & 0xff;
+            let taken = $entry & 0x3f;
             buffer >>= taken;
             count -= taken;
         };
     }
+    macro_rules! look_up {
+        ($table:expr, $bits:expr) => {
+            $table[buffer as usize & ((1 << $bits) - 1)]
+        };
+    }
 
     let done = loop {
-        if pos > input_end || at > out_end {
+        let Some(ahead) = input.get(pos..).and_then(|rest| rest.first_chunk::<FAST_INPUT>()) else {
             break Ok(false);
-        }
-        refill!();
-        let mut entry = tables.litlen[buffer as usize & ((1 << LITLEN_BITS) - 1)];
+        };
+        let Some(room) = out.get_mut(at..).and_then(|rest| rest.first_chunk_mut::<FAST_OUTPUT>()) else {
+            break Ok(false);
+        };
+        // At least 56 valid bits from here: enough for three literals, or two and a length.
+        buffer |= word(ahead, 0) << count;
+        let first = (63 - (count & 63)) as usize >> 3;
+        count |= 56;
+        let mut literals = 0;
+        let mut entry = look_up!(litlen, LITLEN_BITS);
         if entry & LITERAL != 0 {
             consume!(entry);
-            out[at] = (entry >> 16) as u8;
-            at += 1;
-            entry = tables.litlen[buffer as usize & ((1 << LITLEN_BITS) - 1)];
+            room[0] = (entry >> 16) as u8;
+            literals = 1;
+            entry = look_up!(litlen, LITLEN_BITS);
             if entry & LITERAL != 0 {
                 consume!(entry);
-                out[at] = (entry >> 16) as u8;
-                at += 1;
-                entry = tables.litlen[buffer as usize & ((1 << LITLEN_BITS) - 1)];
+                room[1] = (entry >> 16) as u8;
+                literals = 2;
+                entry = look_up!(litlen, LITLEN_BITS);
                 if entry & LITERAL != 0 {
                     consume!(entry);
-                    out[at] = (entry >> 16) as u8;
-                    at += 1;
+                    room[2] = (entry >> 16) as u8;
+                    at += 3;
+                    pos += first;
                     continue;
                 }
             }
@@ -379,43 +384,41 @@ fn fast<S, O: Output>(bits: &mut Bits<S>, window: &mut Window<O>, tables: &Table
             if entry & LINK != 0 {
                 buffer >>= LITLEN_BITS;
                 count -= LITLEN_BITS as u32;
-                let sub_bits = entry >> 8 & 15;
-                let index = (entry >> 16 & 0x7fff) as usize + (buffer as usize & ((1 << sub_bits) - 1));
-                entry = tables.litlen[index];
+                entry = litlen[subtable(entry, buffer)];
                 if entry & LITERAL != 0 {
                     consume!(entry);
-                    out[at] = (entry >> 16) as u8;
-                    at += 1;
+                    room[literals] = (entry >> 16) as u8;
+                    at += literals + 1;
+                    pos += first;
                     continue;
                 }
             }
             if entry & EXCEPTIONAL != 0 {
                 consume!(entry);
+                at += literals;
+                pos += first;
                 break if entry & END != 0 { Ok(true) } else { Err(Damage::Symbol) };
             }
         }
-        // A length: at least 56 - 2 * 11 - 11 bits are left for the code's rest and 5 extra bits.
-        let code = entry >> 8 & 15;
-        let extra = (buffer & ((1u64 << (entry & 31)) - 1)) >> code;
-        let len = (entry >> 16) as usize + extra as usize;
+        let len = with_extra(entry, buffer);
         consume!(entry);
-        refill!();
-        let mut entry = tables.distance[buffer as usize & ((1 << DISTANCE_BITS) - 1)];
+        // A distance takes up to 28 bits.
+        buffer |= word(ahead, first) << count;
+        pos += first + ((63 - (count & 63)) as usize >> 3);
+        count |= 56;
+        at += literals;
+        let mut entry = look_up!(distances, DISTANCE_BITS);
         if entry & EXCEPTIONAL != 0 {
             if entry & LINK != 0 {
                 buffer >>= DISTANCE_BITS;
                 count -= DISTANCE_BITS as u32;
-                let sub_bits = entry >> 8 & 15;
-                let index = (entry >> 16 & 0x7fff) as usize + (buffer as usize & ((1 << sub_bits) - 1));
-                entry = tables.distance[index];
+                entry = distances[subtable(entry, buffer)];
             }
             if entry & EXCEPTIONAL != 0 {
                 break Err(Damage::Symbol);
             }
         }
-        let code = entry >> 8 & 15;
-        let extra = (buffer & ((1u64 << (entry & 31)) - 1)) >> code;
-        let distance = (entry >> 16) as usize + extra as usize;
+        let distance = with_extra(entry, buffer);
         consume!(entry);
         if distance > at - origin {
             break Err(Damage::Distance);
@@ -425,47 +428,61 @@ fn fast<S, O: Output>(bits: &mut Bits<S>, window: &mut Window<O>, tables: &Table
     };
     bits.piece.start = pos;
     bits.count = count;
-    bits.buffer = buffer & ((1u64 << count) - 1);
+    bits.buffer = buffer & ((1u64 << (count & 63)) - 1);
     window.at = at;
     done
+}
+
+/// Eight bytes of the input ahead, from `at`, at most 7.
+#[inline(always)]
+fn word(ahead: &[u8; FAST_INPUT], at: usize) -> u64 {
+    let mut bytes = [0; 8];
+    bytes.copy_from_slice(&ahead[at & 7..][..8]);
+    u64::from_le_bytes(bytes)
+}
+
+/// Where a link leads: its subtable, indexed with the next bits.
+#[inline(always)]
+fn subtable(link: u32, buffer: u64) -> usize {
+    (link >> 16 & 0x7fff) as usize + (buffer as usize & ((1 << (link >> 8 & 15)) - 1))
+}
+
+/// Base and extra bits of a length or distance, from the bits that begin with its code.
+#[inline(always)]
+fn with_extra(entry: u32, buffer: u64) -> usize {
+    let extra = (buffer & ((1u64 << (entry & 31)) - 1)) >> (entry >> 8 & 15);
+    (entry >> 16) as usize + extra as usize
 }
 
 /// Copies `len` bytes from `distance` before `at`. May write up to 31 bytes too many.
 #[inline(always)]
 fn copy(out: &mut [u8], at: usize, distance: usize, len: usize) {
+    let (before, here) = out.split_at_mut(at);
     let from = at - distance;
-    if distance >= 16 {
-        let mut done = 0;
-        loop {
-            if let Some(word) = out[from + done..].first_chunk::<16>().copied()
-                && let Some(slot) = out[at + done..].first_chunk_mut::<16>()
-            {
-                *slot = word;
-            }
-            done += 16;
-            if done >= len {
-                return;
-            }
+    if distance >= 32
+        && let (Some(source), Some(target)) =
+            (before[from..].first_chunk::<32>(), here.first_chunk_mut::<32>())
+    {
+        // Most matches end here; the constant length makes this two loads and two stores.
+        *target = *source;
+        if len <= 32 {
+            return;
         }
+    }
+    if distance >= len {
+        here[..len].copy_from_slice(&before[from..from + len]);
+        return;
     }
     if distance == 1 {
-        let byte = out[from];
-        out[at..at + len].fill(byte);
+        here[..len].fill(before[from]);
         return;
     }
-    if distance >= 8 {
-        let mut done = 0;
-        while done < len {
-            if let Some(word) = out[from + done..].first_chunk::<8>().copied()
-                && let Some(slot) = out[at + done..].first_chunk_mut::<8>()
-            {
-                *slot = word;
-            }
-            done += 8;
-        }
-        return;
-    }
-    for done in 0..len {
-        out[at + done] = out[from + done];
+    // The match overlaps itself: what is there grows by doubling.
+    here[..distance].copy_from_slice(&before[from..]);
+    let mut done = distance;
+    while done < len {
+        let now = done.min(len - done);
+        here.copy_within(..now, done);
+        done += now;
     }
 }

@@ -4,8 +4,8 @@ use super::Stop;
 
 /// How far back DEFLATE reaches, bytes.
 pub const WINDOW: usize = 32 << 10;
-/// Decompressed bytes handed on at once: small enough to be hashed from the cache.
-pub const CHUNK: usize = 256 << 10;
+/// Decompressed bytes handed on at once: small enough to be hashed from the cache, large against the window copied along.
+pub const CHUNK: usize = 512 << 10;
 /// Length of every buffer of decompressed bytes: the window in front, the chunk behind.
 pub const BUFFER: usize = WINDOW + CHUNK;
 
