@@ -53,7 +53,7 @@ pub struct VmConfig {
     pub kernel: PathBuf,
     /// The initramfs, with the agent as `/init`.
     pub initrd: Option<PathBuf>,
-    /// The kernel command line, [`DEFAULT_CMDLINE`] unless the kernel says otherwise.
+    /// Appended to [`BASE_CMDLINE`].
     pub cmdline: String,
     /// Memory at boot, in bytes.
     pub memory: u64,
@@ -73,10 +73,10 @@ pub struct VmConfig {
     pub restore: Option<PathBuf>,
 }
 
-/// Kernel command line of a VM: console on the serial port, a panic ends the VM at once, no calibration of clocks that
-/// the hypervisor keeps right.
-pub const DEFAULT_CMDLINE: &str =
-    "console=ttyS0 quiet panic=-1 reboot=t no_timer_check tsc=reliable rcupdate.rcu_expedited=1";
+/// Kernel command line every VM gets, as `kernel/cmdline` has it: console on the serial port, a panic ends the VM at
+/// once, no calibration of clocks that the hypervisor keeps right.
+pub const BASE_CMDLINE: &str = "console=ttyS0 quiet panic=-1 reboot=t no_timer_check noreplace-smp tsc=reliable \
+     rcupdate.rcu_expedited=1";
 
 impl VmConfig {
     /// A VM of 256 MiB that can grow to 4 GiB, with one processor and 31 slots.
@@ -86,7 +86,7 @@ impl VmConfig {
             run_dir,
             kernel,
             initrd,
-            cmdline: DEFAULT_CMDLINE.into(),
+            cmdline: String::new(),
             memory: 256 * MIB,
             max_memory: 4096 * MIB,
             cpus: 1,
@@ -125,5 +125,13 @@ impl VmConfig {
             ));
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_command_line_is_the_kernels_own() {
+        assert_eq!(super::BASE_CMDLINE, include_str!("../../kernel/cmdline").trim());
     }
 }

@@ -21,7 +21,7 @@ mod vmm;
 mod vsock;
 
 pub use accel::Accel;
-pub use config::{Console, DEFAULT_CMDLINE, Host, MEMORY_STEP, MIB, VmConfig};
+pub use config::{BASE_CMDLINE, Console, Host, MEMORY_STEP, MIB, VmConfig};
 pub use disk::{Extent, ImageDisk, MAX_EXTENTS, RawDisk, SECTOR};
 pub use error::{Error, Result};
 pub use process::User;

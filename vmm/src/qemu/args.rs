@@ -4,7 +4,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 
 use super::ports::BUS;
 use crate::accel::Chosen;
-use crate::config::VmConfig;
+use crate::config::{BASE_CMDLINE, VmConfig};
 use crate::vsock::Frontend;
 
 /// Id of the machine's memory.
@@ -80,7 +80,7 @@ pub(crate) fn build(config: &VmConfig, accel: Chosen, fds: Inherited) -> (Vec<St
         let initrd = line.path(initrd);
         line.add("-initrd", initrd);
     }
-    line.add("-append", format!("{} maxcpus={}", config.cmdline.trim(), config.cpus));
+    line.add("-append", format!("{BASE_CMDLINE} maxcpus={} {}", config.cpus, config.cmdline));
 
     let qmp = line.keep(fds.qmp);
     line.add("-chardev", format!("socket,id=qmp,fd={qmp}"));
