@@ -330,7 +330,7 @@ mod tests {
 
     #[test]
     fn a_path_too_long_for_sockets_is_refused_before_anything_exists() {
-        let vms = Vms::new(PathBuf::from(format!("/tmp/{}", "x".repeat(90))));
+        let vms = Vms::new(PathBuf::from(format!("/tmp/{}", "x".repeat(110))));
         let error = vms.create(&record("web", Status::Starting)).unwrap_err().to_string();
         assert!(error.contains("shorter --root"), "{error}");
     }
