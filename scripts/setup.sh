@@ -47,7 +47,7 @@ missing() { # the packages of the list that are not installed
 
 packages() {
     local build=(build-essential linux-source-6.12 gcc-aarch64-linux-gnu bc bison flex libelf-dev libssl-dev libseccomp-dev libcap-ng-dev pkg-config cpio xz-utils zstd)
-    local tests=(isal e2fsprogs mmdebstrap skopeo docker-registry attr libcap2-bin)
+    local tests=(isal e2fsprogs mmdebstrap fdisk skopeo docker-registry attr libcap2-bin)
     local need
     mapfile -t need < <(missing "${build[@]}" "${tests[@]}")
     local qemu
