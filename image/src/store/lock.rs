@@ -87,6 +87,27 @@ impl Drop for NamedLock {
     }
 }
 
+/// Removes the lock files in `dir` that killed processes left. One that is held, or waited for, stays or is made anew.
+pub(crate) fn sweep(dir: &Path, keep: &Path) -> Result<()> {
+    for entry in std::fs::read_dir(dir).at("list", dir)? {
+        let path = entry.at("list", dir)?.path();
+        if path == keep {
+            continue;
+        }
+        // Whoever waits for this very file notices that it is gone, as after any owner.
+        if let Ok(file) = File::open(&path)
+            && try_exclusive(&file, &path)?
+        {
+            let same = std::fs::metadata(&path)
+                .is_ok_and(|now| file.metadata().is_ok_and(|ours| now.ino() == ours.ino()));
+            if same {
+                let _ = std::fs::remove_file(&path);
+            }
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -110,6 +131,18 @@ mod tests {
             }
         });
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn only_abandoned_lock_files_are_swept() {
+        let dir = tempfile::tempdir().unwrap();
+        let (held, dead, kept) = (dir.path().join("held"), dir.path().join("dead"), dir.path().join("kept"));
+        std::fs::write(&dead, "").unwrap();
+        std::fs::write(&kept, "").unwrap();
+        let lock = NamedLock::acquire(&held, "x", Duration::ZERO).unwrap();
+        sweep(dir.path(), &kept).unwrap();
+        assert!(held.exists() && kept.exists() && !dead.exists());
+        drop(lock);
     }
 
     #[test]

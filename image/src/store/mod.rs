@@ -102,6 +102,7 @@ impl Store {
             }
         }
         temp::clean(&store.tmp_dir(), &store.tmp_guard())?;
+        lock::sweep(&store.lock_dir(), &store.tmp_guard())?;
         Ok(store)
     }
 
