@@ -61,7 +61,7 @@ async fn serve(boot: Boot) -> Result<()> {
         .serve_with_incoming(service, VsockListener::from(control).incoming());
     tokio::select! {
         ended = control => ended.context(|| "serve control calls".into()),
-        ended = unclaimed.run(VsockListener::from(streams)) => ended,
+        () = unclaimed.run(VsockListener::from(streams)) => Ok(()),
         ended = reaper.run() => ended,
     }
 }

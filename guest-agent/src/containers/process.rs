@@ -25,7 +25,8 @@ pub struct Process {
     pub pid: u32,
     exit: watch::Receiver<Option<Exit>>,
     streams: Streams,
-    terminal: Option<Arc<OwnedFd>>,
+    /// Until it ended.
+    terminal: Mutex<Option<Arc<OwnedFd>>>,
     /// Until an init process was started: its end of the channel.
     pub waiting: Mutex<Option<Helper>>,
 }
@@ -39,7 +40,7 @@ impl Process {
         terminal: Option<Arc<OwnedFd>>,
         waiting: Option<Helper>,
     ) -> Arc<Self> {
-        Arc::new(Self { pid, exit, streams, terminal, waiting: Mutex::new(waiting) })
+        Arc::new(Self { pid, exit, streams, terminal: Mutex::new(terminal), waiting: Mutex::new(waiting) })
     }
 
     /// How it ended, if it did.
@@ -65,6 +66,7 @@ impl Process {
 
     /// Tells the pumps that it ended.
     pub fn ended(&self) {
+        lock(&self.terminal).take();
         self.streams.ended();
     }
 
@@ -82,10 +84,11 @@ impl Process {
     /// Sets the size of its terminal.
     ///
     /// # Errors
-    /// When it has none, or a size is out of range.
+    /// When it has none or ended, or a size is out of range.
     pub fn resize(&self, rows: u32, columns: u32) -> Result<()> {
-        let terminal = self.terminal.as_ref().ok_or_else(|| Error::state("the process has no terminal"))?;
-        resize(terminal, rows, columns)
+        let terminal =
+            lock(&self.terminal).clone().ok_or_else(|| Error::state("the process has no terminal"))?;
+        resize(&terminal, rows, columns)
     }
 }
 

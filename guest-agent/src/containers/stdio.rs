@@ -1,7 +1,7 @@
 //! The standard streams of a process: pipes or a terminal on its side, vsock connections on the host's.
 
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use cloister_protocol::v1;
 use rustix::fs::{Gid, Uid, fchown};
@@ -28,7 +28,8 @@ pub struct Claimed {
 
 /// What is kept of a process's streams while it lives.
 pub struct Streams {
-    sockets: Vec<Arc<OwnedFd>>,
+    /// The pumps own the connections, which close with the last of them.
+    sockets: Vec<Weak<OwnedFd>>,
     exited: Arc<Signal>,
     close: Arc<Signal>,
 }
@@ -58,7 +59,8 @@ impl Claimed {
 
     fn keep(&self) -> Result<Streams> {
         let what = || "prepare streams".into();
-        let sockets = [&self.stdin, &self.stdout, &self.stderr].into_iter().flatten().cloned().collect();
+        let sockets =
+            [&self.stdin, &self.stdout, &self.stderr].into_iter().flatten().map(Arc::downgrade).collect();
         Ok(Streams { sockets, exited: Signal::new().context(what)?, close: Signal::new().context(what)? })
     }
 
@@ -133,8 +135,8 @@ impl Streams {
     /// Everything ends at once.
     pub fn hang_up(&self) {
         self.exited.set();
-        for socket in &self.sockets {
-            let _ = shutdown(socket, Shutdown::Both);
+        for socket in self.sockets.iter().filter_map(Weak::upgrade) {
+            let _ = shutdown(&*socket, Shutdown::Both);
         }
     }
 }

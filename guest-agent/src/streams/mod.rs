@@ -5,6 +5,7 @@ mod pump;
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use cloister_protocol::{StreamId, limits, stream};
 use tokio_vsock::{VsockListener, VsockStream};
@@ -12,6 +13,9 @@ use tokio_vsock::{VsockListener, VsockStream};
 pub use pump::{Flow, Signal, pump};
 
 use crate::error::{Context, Error, Result, lock};
+
+/// Pause after a connection that could not be accepted.
+const RETRY: Duration = Duration::from_millis(100);
 
 /// Streams that were opened and that no call named yet.
 #[derive(Default)]
@@ -21,12 +25,17 @@ pub struct Streams {
 
 impl Streams {
     /// Accepts streams, for ever.
-    ///
-    /// # Errors
-    /// When the listener fails.
-    pub async fn run(self: Arc<Self>, listener: VsockListener) -> Result<()> {
+    pub async fn run(self: Arc<Self>, listener: VsockListener) {
         loop {
-            let (connection, _) = listener.accept().await.context(|| "accept a stream".into())?;
+            let connection = match listener.accept().await {
+                Ok((connection, _)) => connection,
+                Err(error) => {
+                    // Out of descriptors, or the connection broke: neither ends the guest.
+                    tracing::warn!(%error, "cannot accept a stream");
+                    tokio::time::sleep(RETRY).await;
+                    continue;
+                }
+            };
             let streams = Arc::clone(&self);
             tokio::spawn(async move {
                 if let Err(error) = streams.admit(connection).await {

@@ -85,8 +85,8 @@ async fn processes_join_a_running_container() {
     let line =
         |name: &str| status.lines().find_map(|l| l.strip_prefix(name)).unwrap_or_default().trim().to_owned();
     assert_eq!(
-        (line("Uid:"), line("CapEff:"), line("Seccomp:")),
-        ("1\t1\t1\t1".into(), "00000000a80425fb".into(), "2".into())
+        (line("Uid:"), line("CapEff:"), line("CapBnd:"), line("Seccomp:")),
+        ("1\t1\t1\t1".into(), "0000000000000000".into(), "00000000a80425fb".into(), "2".into())
     );
 
     assert!(lab.exec("c", "d", "", &["missing"]).await.unwrap_err().is_not_found());
