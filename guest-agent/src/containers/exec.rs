@@ -47,10 +47,11 @@ impl Containers {
 
     fn join(&self, container: &Container, request: &ExecRequest, claimed: Claimed) -> Result<Arc<Process>> {
         let init = container.process("")?;
+        let ended = || Error::state(format!("container {} is not running", container.id));
         // Open first, then look: while the process has not ended by now, the descriptor is its own.
-        let target = open_process(init.pid)?;
+        let target = open_process(init.pid).map_err(|_| ended())?;
         if init.exit().is_some() || lock(&init.waiting).is_some() {
-            return Err(Error::state(format!("container {} is not running", container.id)));
+            return Err(ended());
         }
         let (request, file) = self.write(container, init.pid, request, claimed.terminal)?;
         let result = self.run(&request, &file, &target, claimed);
