@@ -11,7 +11,10 @@ use crate::error::{Context, Result};
 /// # Errors
 /// When it does not appear in time.
 pub fn by_serial(serial: &str) -> Result<PathBuf> {
-    wait_for(&format!("disk with serial {serial:?}"), || find(Path::new("/sys/block"), serial))
+    wait_for(&format!("disk with serial {serial:?}"), || match find(Path::new("/sys/block"), serial)? {
+        Some(node) => Ok(usable(&node)?.then_some(node)),
+        None => Ok(None),
+    })
 }
 
 /// The nodes of partitions 1..=`count` of a disk, waiting for the kernel to read its table.
@@ -22,9 +25,19 @@ pub fn partitions(disk: &Path, count: u32) -> Result<Vec<PathBuf>> {
     (1..=count)
         .map(|number| {
             let node = partition(disk, number);
-            wait_for(&format!("partition {}", node.display()), || Ok(node.exists().then(|| node.clone())))
+            wait_for(&format!("partition {}", node.display()), || Ok(usable(&node)?.then(|| node.clone())))
         })
         .collect()
+}
+
+/// Whether a node can be opened: the kernel makes it a moment before the device behind it (`add_partition()` in
+/// block/partitions/core.c), and announces the device after both.
+fn usable(node: &Path) -> Result<bool> {
+    match fs::File::open(node) {
+        Ok(_) => Ok(true),
+        Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ENXIO)) => Ok(false),
+        Err(e) => Err(e).context(|| format!("open {}", node.display())),
+    }
 }
 
 /// `/dev/vda` + 1 is `/dev/vda1`; a name that ends in a digit gets a `p` between (`disk_name()` in block/genhd.c).
