@@ -17,6 +17,7 @@ mod process;
 mod qemu;
 mod qmp;
 mod share;
+mod tsc;
 mod vmm;
 mod vsock;
 

@@ -41,7 +41,14 @@ const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resour
 const TCG_CPU: &str = "max,la57=off";
 
 /// The arguments, and the descriptors that must stay open for them.
-pub(crate) fn build(config: &VmConfig, accel: Chosen, fds: Inherited) -> (Vec<String>, Vec<OwnedFd>) {
+/// `tsc_khz` is what the guest is told of its time stamp counter in emulation.
+pub(crate) fn build(
+    config: &VmConfig,
+    accel: Chosen,
+    tsc_khz: Option<u64>,
+    fds: Inherited,
+) -> (Vec<String>, Vec<OwnedFd>) {
+    let mut cmdline = format!("{BASE_CMDLINE} maxcpus={}", config.cpus);
     let mut line = Line::default();
     line.add("-name", "cloister,debug-threads=on");
     for flag in ["-nodefaults", "-no-user-config", "-nographic", "-no-reboot", "-S"] {
@@ -59,6 +66,9 @@ pub(crate) fn build(config: &VmConfig, accel: Chosen, fds: Inherited) -> (Vec<St
         Chosen::Tcg { .. } => {
             line.add("-accel", "tcg,thread=multi");
             line.add("-cpu", TCG_CPU);
+            if let Some(khz) = tsc_khz {
+                cmdline.push_str(&format!(" tsc_early_khz={khz}"));
+            }
         }
     }
     // All processors there can ever be are present and the guest starts with `cpus` of them (`maxcpus=` below): Linux
@@ -80,7 +90,7 @@ pub(crate) fn build(config: &VmConfig, accel: Chosen, fds: Inherited) -> (Vec<St
         let initrd = line.path(initrd);
         line.add("-initrd", initrd);
     }
-    line.add("-append", format!("{BASE_CMDLINE} maxcpus={} {}", config.cpus, config.cmdline));
+    line.add("-append", format!("{cmdline} {}", config.cmdline));
 
     let qmp = line.keep(fds.qmp);
     line.add("-chardev", format!("socket,id=qmp,fd={qmp}"));
@@ -151,7 +161,7 @@ mod tests {
             console: null(),
             vsock,
         };
-        build(&config, accel, fds).0
+        build(&config, accel, None, fds).0
     }
 
     #[test]

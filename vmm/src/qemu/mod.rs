@@ -24,6 +24,7 @@ use crate::disk::{ImageDisk, RawDisk};
 use crate::process::{Exited, Launch, Process};
 use crate::qmp::{Qmp, QmpEvent};
 use crate::share::Share;
+use crate::tsc;
 use crate::vmm::{Cause, DeviceId, Event, Exit, Metrics, Tap, Vmm};
 use crate::vsock::{Transport, VsockStream};
 use crate::{Error, Result};
@@ -64,6 +65,7 @@ pub struct Qemu {
 impl Vmm for Qemu {
     async fn create(host: &Host, config: VmConfig) -> Result<Self> {
         config.check()?;
+        let tsc = tsc::Measurement::start();
         let saved = config.restore.as_deref().map(|folder| snapshot::open(folder, &config)).transpose()?;
         let accel = accel::choose(config.accel)?;
         let warning = match &accel {
@@ -95,7 +97,7 @@ impl Vmm for Qemu {
             console: console::start(&config.console)?,
             vsock: frontend,
         };
-        let (args, inherit) = args::build(&config, accel, inherited);
+        let (args, inherit) = args::build(&config, accel, tsc.khz().await, inherited);
         tracing::debug!(?args, "starting QEMU");
         let launch = Launch {
             what: "QEMU",
