@@ -47,6 +47,14 @@ pub fn cpus(text: &str) -> Result<u64, String> {
     }
 }
 
+/// Layers converted at a time.
+pub fn jobs(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(jobs @ 1..=64) => Ok(jobs),
+        _ => Err(format!("`{text}` is not a number from 1 to 64")),
+    }
+}
+
 /// One `-v`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Volume {

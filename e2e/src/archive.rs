@@ -71,8 +71,10 @@ pub fn docker_archive(path: &Path, layers: &[Layer]) -> Result<()> {
     let config = config(layers);
     let config_name = format!("{}.json", digest(config.as_bytes()).trim_start_matches("sha256:"));
     let names: Vec<String> = (0..layers.len()).map(|i| format!("\"{i}.tar\"")).collect();
-    let manifest =
-        format!(r#"[{{"Config":"{config_name}","RepoTags":["test:latest"],"Layers":[{}]}}]"#, names.join(","));
+    let manifest = format!(
+        r#"[{{"Config":"{config_name}","RepoTags":["test:latest"],"Layers":[{}]}}]"#,
+        names.join(",")
+    );
     let mut archive = tar::Builder::new(io::BufWriter::new(File::create(path)?));
     let mut add = |name: &str, bytes: &[u8]| -> io::Result<()> {
         let mut header = tar::Header::new_gnu();

@@ -98,7 +98,8 @@ pub fn seconds(command: &str) -> Result<f64> {
 /// What the figures were made on.
 pub fn machine() -> String {
     let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model = cpu.lines().find_map(|l| l.strip_prefix("model name").map(|m| m.trim_matches([' ', '\t', ':'])));
+    let model =
+        cpu.lines().find_map(|l| l.strip_prefix("model name").map(|m| m.trim_matches([' ', '\t', ':'])));
     let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
     format!("{} × {cores} cores, Linux {}", model.unwrap_or("unknown processor"), kernel.trim())

@@ -53,7 +53,11 @@ fn descendants(root: u32, name: &str) -> Vec<u32> {
             _ => return false,
         }
     };
-    parents.iter().filter(|(pid, _, comm)| comm.starts_with(name) && below(*pid)).map(|(pid, ..)| *pid).collect()
+    parents
+        .iter()
+        .filter(|(pid, _, comm)| comm.starts_with(name) && below(*pid))
+        .map(|(pid, ..)| *pid)
+        .collect()
 }
 
 fn kill(pid: u32) {
@@ -96,7 +100,8 @@ fn a_killed_monitor_is_reported() {
 fn a_killed_supervisor_is_reported_and_takes_its_machine_along() {
     let begun = begin(&[]);
     let supervisor = descendants(begun.child.id(), "").into_iter().find(|pid| {
-        fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.windows(11).any(|w| w == b"__supervise"))
+        fs::read(format!("/proc/{pid}/cmdline"))
+            .is_ok_and(|line| line.windows(11).any(|w| w == b"__supervise"))
     });
     kill(supervisor.unwrap());
     begun.fails_with("supervisor");
@@ -124,8 +129,13 @@ fn a_command_killed_while_it_starts_leaves_nothing() {
     lab.ok(&["run", "--rm", "debian", "true"]).unwrap();
     let before = Leftovers::below(lab.root()).unwrap();
     for millis in [5, 30, 80, 200, 500, 900] {
-        let mut child =
-            lab.cloister().args(["run", "--rm", "debian", "true"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let mut child = lab
+            .cloister()
+            .args(["run", "--rm", "debian", "true"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
         std::thread::sleep(Duration::from_millis(millis));
         // It may have ended before.
         let _ = child.kill();

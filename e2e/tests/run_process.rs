@@ -7,7 +7,10 @@ use std::time::{Duration, Instant};
 use cloister_e2e::Lab;
 
 fn text(output: &Output) -> (String, String) {
-    (String::from_utf8_lossy(&output.stdout).into_owned(), String::from_utf8_lossy(&output.stderr).into_owned())
+    (
+        String::from_utf8_lossy(&output.stdout).into_owned(),
+        String::from_utf8_lossy(&output.stderr).into_owned(),
+    )
 }
 
 /// Runs a shell line in a fresh microVM.
@@ -25,8 +28,14 @@ fn exit_codes_are_dockers() {
     assert_eq!(sh(&lab, &[], "sh -c 'kill -9 $$'; exit $?").status.code(), Some(137));
     assert_eq!(lab.run(&["run", "--rm", "debian", "nosuch"]).unwrap().status.code(), Some(127));
     assert_eq!(lab.run(&["run", "--rm", "debian", "/etc/passwd"]).unwrap().status.code(), Some(126));
-    assert_eq!(lab.run(&["run", "--rm", "--kernel", "/nowhere", "debian", "true"]).unwrap().status.code(), Some(125));
-    assert_eq!(std::fs::read_dir(lab.root().join("run")).unwrap().flatten().filter(|e| e.path().is_dir()).count(), 0);
+    assert_eq!(
+        lab.run(&["run", "--rm", "--kernel", "/nowhere", "debian", "true"]).unwrap().status.code(),
+        Some(125)
+    );
+    assert_eq!(
+        std::fs::read_dir(lab.root().join("run")).unwrap().flatten().filter(|e| e.path().is_dir()).count(),
+        0
+    );
 }
 
 #[test]
@@ -34,7 +43,8 @@ fn streams_are_separate_and_input_ends() {
     let lab = Lab::with_debian().unwrap();
     let mut command = lab.cloister();
     command.args(["run", "--rm", "-i", "debian", "sh", "-c", "cat; echo problem >&2"]);
-    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child =
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     child.stdin.take().unwrap().write_all(b"through and through\n").unwrap();
     let output = child.wait_with_output().unwrap();
     let (out, err) = text(&output);
@@ -53,7 +63,11 @@ fn without_i_the_input_is_empty() {
 #[test]
 fn environment_user_and_folder_are_as_asked() {
     let lab = Lab::with_debian().unwrap();
-    let output = sh(&lab, &["-e", "A=1", "-u", "nobody", "-w", "/tmp", "--name", "box"], "echo $A $(id -un) $(pwd) $(hostname) $$");
+    let output = sh(
+        &lab,
+        &["-e", "A=1", "-u", "nobody", "-w", "/tmp", "--name", "box"],
+        "echo $A $(id -un) $(pwd) $(hostname) $$",
+    );
     assert_eq!(text(&output).0, "1 nobody /tmp box 1\n", "{output:?}");
 }
 
@@ -70,7 +84,10 @@ fn a_terminal_has_the_size_it_is_given_and_passes_keys() {
     let lab = Lab::with_debian().unwrap();
     let command = lab.cloister();
     let binary = command.get_program().to_string_lossy().into_owned();
-    let line = format!("stty rows 33 cols 101; {binary} --root {} run --rm -it debian sh -c 'stty size; read line; echo got:$line'", lab.root().display());
+    let line = format!(
+        "stty rows 33 cols 101; {binary} --root {} run --rm -it debian sh -c 'stty size; read line; echo got:$line'",
+        lab.root().display()
+    );
     let mut script = std::process::Command::new("script");
     script.args(["-qec", &line, "/dev/null"]).envs(command.get_envs().filter_map(|(k, v)| Some((k, v?))));
     let mut child = script.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
@@ -90,7 +107,8 @@ fn a_terminal_has_the_size_it_is_given_and_passes_keys() {
 #[test]
 fn t_without_a_terminal_is_refused() {
     let lab = Lab::with_debian().unwrap();
-    let output = lab.cloister().args(["run", "-it", "--rm", "debian", "true"]).stdin(Stdio::null()).output().unwrap();
+    let output =
+        lab.cloister().args(["run", "-it", "--rm", "debian", "true"]).stdin(Stdio::null()).output().unwrap();
     assert_eq!(output.status.code(), Some(125));
     assert!(text(&output).1.contains("not a TTY"), "{output:?}");
 }
@@ -122,7 +140,11 @@ fn folders_and_single_files_are_shared() {
     std::fs::write(host.path().join("one"), "alone\n").unwrap();
     let folder = format!("{}:/data", host.path().join("d").display());
     let file = format!("{}:/etc/one:ro", host.path().join("one").display());
-    let output = sh(&lab, &["-v", &folder, "-v", &file], "cat /data/in /etc/one; echo back >/data/out; echo x >/etc/one || echo refused");
+    let output = sh(
+        &lab,
+        &["-v", &folder, "-v", &file],
+        "cat /data/in /etc/one; echo back >/data/out; echo x >/etc/one || echo refused",
+    );
     let (out, err) = text(&output);
     assert_eq!(out, "from the host\nalone\nrefused\n", "{err}");
     assert_eq!(std::fs::read_to_string(host.path().join("d/out")).unwrap(), "back\n");

@@ -50,6 +50,9 @@ pub struct ImportArgs {
     /// OS/ARCH[/VARIANT] to choose from an index [default: this machine's]
     #[arg(long, value_name = "PLATFORM")]
     pub platform: Option<String>,
+    /// Layers converted at a time [default: one per processor]
+    #[arg(short, long, value_name = "N", value_parser = value::jobs)]
+    pub jobs: Option<usize>,
 }
 
 /// `image pull`.

@@ -59,6 +59,7 @@ fn import(global: &Global, store: &Store, args: ImportArgs) -> Result<()> {
         select: None,
         options: import::Options {
             platform: platform(args.platform.as_deref())?,
+            threads: args.jobs,
             ..import::Options::default()
         },
     };

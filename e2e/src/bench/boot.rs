@@ -23,7 +23,8 @@ pub fn warm(report: &mut Report) -> Result<()> {
         let output = lab.run(&["--output", "json", "run", "--rm", "--timings", "debian", "--", "true"])?;
         whole.runs.push(start.elapsed().as_secs_f64());
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
-        let line = text.lines().find(|l| l.starts_with('{')).with_context(|| format!("no timings in {text}"))?;
+        let line =
+            text.lines().find(|l| l.starts_with('{')).with_context(|| format!("no timings in {text}"))?;
         let timings: Value = serde_json::from_str(line)?;
         let mut until_agent = 0.0;
         for (index, step) in timings["timings"].as_array().context("no steps")?.iter().enumerate() {

@@ -32,14 +32,19 @@ fn main() -> Result<()> {
     std::fs::write("target/bench.json", serde_json::to_string_pretty(&report)?)?;
     if let Some(folder) = plots {
         std::fs::create_dir_all(&folder)?;
-        for (file, title, unit) in
-            [("seconds.svg", "Time, median with minimum and maximum", "s"), ("rates.svg", "Throughput", "MB/s")]
-        {
+        for (file, title, unit) in [
+            ("seconds.svg", "Time, median with minimum and maximum", "s"),
+            ("rates.svg", "Throughput", "MB/s"),
+        ] {
             let series: Vec<_> = report.series.iter().filter(|s| s.unit == unit).collect();
             std::fs::write(format!("{folder}/{file}"), plot::bars(title, &series))?;
         }
     }
     let missed = report.verdicts.iter().filter(|v| !v.reached).count();
-    println!("{} of {} goals reached; target/bench.json", report.verdicts.len() - missed, report.verdicts.len());
+    println!(
+        "{} of {} goals reached; target/bench.json",
+        report.verdicts.len() - missed,
+        report.verdicts.len()
+    );
     Ok(())
 }
