@@ -62,7 +62,7 @@ stamp() {
     printf '%s-%s-%s%s\n' "$version" "$date" "$commit" "$dirty"
 }
 
-# The stable name other programs use to find the newest kernel of an architecture.
+# The stable name by which other programs find the newest kernel of an architecture.
 point_default() {
     [ "$(readlink "$root/default-$arch" 2>/dev/null)" = "$inputs" ] && return
     ln -sfn "$inputs" "$root/.default-$arch.$$"
@@ -111,8 +111,8 @@ exec 8>"$root/.lock"
 if ! flock -n 8; then
     say "kernel: another build is running, waiting for it"
     flock 8
-    if known; then exit 0; fi
 fi
+if known; then exit 0; fi
 
 src=$root/.src-$package out=$root/.out-$package-$arch
 log=$root/build-$arch-$inputs.log
@@ -139,7 +139,7 @@ say "kernel: generating the $arch configuration"
     cat "${fragments[@]}"
 } >"$out/wanted"
 kmake -s KCONFIG_ALLCONFIG="$out/wanted" allnoconfig >"$log" 2>&1 || fail "allnoconfig failed, see $log"
-"$here/check-config.sh" "$out/.config" "$out/wanted" "${fragments[@]}"
+"$here/check-config.sh" "$out/.config" "${fragments[@]}"
 say "kernel: $(grep -c '^CONFIG_.*=[^"]' "$out/.config") options on"
 if [ -n "$config_only" ]; then
     cp "$out/.config" "$out/.config.publish"
