@@ -15,6 +15,7 @@ mod terminal;
 mod value;
 mod vm;
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -29,7 +30,9 @@ fn main() -> ExitCode {
     tracing_subscriber::fmt()
         .with_env_filter(filter.unwrap_or_else(|_| EnvFilter::new("warn")))
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
+        .without_time()
         .init();
     if bad_filter {
         eprintln!("cloister: `{}` is not a level or filter; try warn, info or debug", cli.global.log_level);
