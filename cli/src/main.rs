@@ -46,7 +46,7 @@ fn main() -> ExitCode {
     match command::run(cli) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            eprintln!("cloister: {error:#}");
+            eprintln!("cloister: {}", output::one_line(&error));
             ExitCode::from(failure)
         }
     }

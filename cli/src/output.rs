@@ -82,6 +82,19 @@ pub fn ago(moment: Timestamp) -> String {
     format!("{count} {unit}{} ago", if count == 1 { "" } else { "s" })
 }
 
+/// An error and its causes in one line, leaving out a cause that the text before already quotes.
+pub fn one_line(error: &anyhow::Error) -> String {
+    let mut line = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if !line.contains(&cause) {
+            let between = if line.is_empty() { "" } else { ": " };
+            line.push_str(between);
+            line.push_str(&cause);
+        }
+    }
+    line.replace('\n', " ")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,7 +1,7 @@
 //! One private Cloister installation per test: its own store and state, the real binary, the real guest.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -84,6 +84,26 @@ impl Lab {
         self.cloister().args(args).output().with_context(|| format!("cannot start cloister {args:?}"))
     }
 
+    /// Runs the command to its end and gives the largest resident set it had, in bytes.
+    pub fn run_watched(&self, args: &[&str]) -> Result<(Output, u64)> {
+        let mut command = self.cloister();
+        command.args(args).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let child = command.spawn().with_context(|| format!("cannot start cloister {args:?}"))?;
+        let status = PathBuf::from(format!("/proc/{}/status", child.id()));
+        // Ends by itself: the file loses the line when the process does.
+        let watcher = std::thread::spawn(move || {
+            let mut peak = 0;
+            while let Some(kib) = high_water_kib(&status) {
+                peak = peak.max(kib << 10);
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            peak
+        });
+        let output = child.wait_with_output()?;
+        let peak = watcher.join().map_err(|_| anyhow::anyhow!("the watcher died"))?;
+        Ok((output, peak))
+    }
+
     /// Runs the command, which must succeed, and returns its standard output.
     pub fn ok(&self, args: &[&str]) -> Result<String> {
         let output = self.run(args)?;
@@ -92,6 +112,12 @@ impl Lab {
         }
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
+}
+
+fn high_water_kib(status: &Path) -> Option<u64> {
+    let text = std::fs::read_to_string(status).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    line.trim().trim_end_matches(" kB").parse().ok()
 }
 
 /// Connects to the agent of a running microVM of a lab, as every command of `cloister` does.
