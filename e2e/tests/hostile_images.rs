@@ -1,5 +1,6 @@
 //! Images made to harm their reader: every one is refused with one line that names the entry or the bound, the store
 //! is as it was, and memory stays below 256 MiB.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests are tests")]
 
 use std::io::Write;
 

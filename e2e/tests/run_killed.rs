@@ -1,5 +1,6 @@
 //! Anything may be killed at any moment: the user gets one clear line and exit code 125 within two seconds, and nothing
 //! is left behind.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests are tests")]
 
 use std::fs;
 use std::io::Read;

@@ -1,4 +1,5 @@
 //! `cloister run` as its users see it: what goes in, what comes out, and how it ends.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests are tests")]
 
 use std::io::{Read, Write};
 use std::process::{Output, Stdio};

@@ -58,7 +58,7 @@ pub struct ImportArgs {
 /// `image pull`.
 #[derive(Debug, Args)]
 pub struct PullArgs {
-    /// NAME[:TAG][@DIGEST]
+    /// Name of the image, with :TAG or @DIGEST if wanted
     #[arg(value_name = "REF")]
     pub reference: String,
     /// Where and how to reach the registry.

@@ -1,5 +1,6 @@
 //! The agent in a VM, exercised from the host as the `sandbox` room does.
 #![allow(missing_docs)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests are tests")]
 
 mod lab;
 

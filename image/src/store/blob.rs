@@ -9,7 +9,7 @@ use cloister_layer::digest::Digest;
 use super::{LOCK_WAIT, NamedLock, Store, TempDir, lock, publish};
 use crate::error::{Error, IoContext, Result};
 
-/// A blob on its way into the store: a temporary file that only [`BlobWriter::publish`] makes visible.
+/// A blob on its way into the store: a temporary file that only `publish` makes visible.
 #[derive(Debug)]
 pub struct BlobWriter {
     file: File,
