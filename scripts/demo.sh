@@ -7,16 +7,20 @@ cd "$(dirname "$0")/.."
 root=target/demo
 bin=${CARGO_TARGET_DIR:-target}/release/cloister
 cloister() { "$bin" --root "$root" "$@"; }
-step() { # step TITLE COMMAND…: shows the command, runs it, says how long it took
+step() { # step TITLE COMMAND…: shows the command (or $shown), runs it, says how long it took
     local title=$1 begin end
     shift
-    printf '\n# %s\n$ %s\n' "$title" "$*"
+    printf '\n# %s\n$ %s\n' "$title" "${shown:-$*}"
     begin=$(date +%s%N)
     "$@"
     end=$(date +%s%N)
     printf '  (%d.%03d s)\n' $(((end - begin) / 1000000000)) $(((end - begin) / 1000000 % 1000))
 }
-piped() { seq 100000 | cloister run --rm -i debian -- sh -c 'sha256sum; exit 7'; }
+piped() {
+    local code=0
+    seq 100000 | cloister run --rm -i debian -- sh -c 'sha256sum; exit 7' || code=$?
+    printf 'exit code %s; the same made here: %s\n' "$code" "$(seq 100000 | sha256sum)"
+}
 
 image=$(scripts/debian-image.sh demo)
 rm -rf "$root"
@@ -28,6 +32,7 @@ export CLOISTER_LOG=error # the warning about emulation was seen once
 step 'PID 1 is the command, in a namespace of its own' cloister run --rm debian -- cat /proc/1/comm
 step 'The filesystem is the image: layers stacked, whiteouts honoured' \
     cloister run --rm debian -- sh -c 'cat /etc/motd; ls /etc/issue; stat -fc %T /; grep -c erofs /proc/filesystems'
-step 'Input, output and exit codes pass through' piped || printf '  exit code %s; here: %s\n' "$?" "$(seq 100000 | sha256sum)"
+shown='seq 100000 | cloister run --rm -i debian -- sh -c "sha256sum; exit 7"' \
+    step 'Input, output and exit codes pass through' piped
 printf '\n# Nothing is left\n$ cloister ps\n'
 cloister ps
