@@ -19,8 +19,8 @@ use crate::{kernel, name, output, signals, terminal, value};
 const MIB: u64 = 1 << 20;
 /// Memory of a container that names none, in bytes.
 const DEFAULT_MEMORY: u64 = 512 * MIB;
-/// What the guest's kernel, its page tables and the agent need beside the container, in bytes; measured with
-/// `e2e`, on top of 1/64 of the container's memory for page structures.
+/// What the guest's kernel, its page tables and the agent need beside the container, in bytes: an estimate, on top of
+/// 1/64 of the container's memory for page structures.
 const OVERHEAD: u64 = 64 * MIB;
 /// Least memory of a container, in bytes; docker's is 6 MiB.
 const LEAST_MEMORY: u64 = 6 * MIB;
