@@ -160,3 +160,44 @@ fn a_detached_machine_whose_supervisor_is_killed_is_marked_and_its_name_explaine
     assert!(!lab.root().join("run/web/door").exists());
     lab.ok(&["rm", "web"]).unwrap();
 }
+
+/// The VMM or the share's daemon killed at several moments between its birth and the process's start.
+#[test]
+fn a_helper_killed_while_the_machine_starts_is_reported_and_nothing_left() {
+    let lab = Lab::with_debian().unwrap();
+    lab.ok(&["run", "--rm", "debian", "true"]).unwrap();
+    let host = tempfile::tempdir().unwrap();
+    let share = format!("{}:/data", host.path().display());
+    let before = Leftovers::below(lab.root()).unwrap();
+    for helper in ["qemu-system", "virtiofsd"] {
+        for millis in [0, 20, 100, 300] {
+            let mut command = lab.cloister();
+            command.args(["run", "--rm", "-v", &share, "debian", "sleep", "1000"]);
+            let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+            let deadline = Instant::now() + Duration::from_secs(20);
+            // One that is gone again was a short-lived part of the helper's own start.
+            loop {
+                if let Some(pid) = descendants(child.id(), helper).pop() {
+                    std::thread::sleep(Duration::from_millis(millis));
+                    let victim = Pid::from_raw(pid.cast_signed()).unwrap();
+                    if kill_process(victim, Signal::KILL).is_ok() {
+                        break;
+                    }
+                }
+                assert!(Instant::now() < deadline, "{helper} never came");
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            let killed = Instant::now();
+            let status = child.wait().unwrap();
+            let took = killed.elapsed();
+            let mut error = String::new();
+            child.stderr.take().unwrap().read_to_string(&mut error).unwrap();
+            let case = format!("{helper} after {millis} ms: {took:?}, {error}");
+            assert_eq!(status.code(), Some(125), "{case}");
+            assert!(took < NOTICE, "{case}");
+            let last = error.trim_end().lines().last().unwrap_or_default();
+            assert!(last.starts_with("cloister: "), "{case}");
+            nothing_left(&before, lab.root());
+        }
+    }
+}
