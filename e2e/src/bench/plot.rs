@@ -27,7 +27,7 @@ pub fn bars(title: &str, series: &[&Series]) -> String {
             svg,
             "<text x=\"{:.0}\" y=\"{:.0}\" text-anchor=\"end\">{}</text>\
              <rect x=\"{LABEL}\" y=\"{:.0}\" width=\"{:.1}\" height=\"18\" fill=\"{}\"/>\
-             <line x1=\"{:.1}\" x2=\"{:.1}\" y1=\"{:.0}\" y2=\"{3:.0}\" stroke=\"#333\"/>\
+             <line x1=\"{:.1}\" x2=\"{:.1}\" y1=\"{:.0}\" y2=\"{8:.0}\" stroke=\"#333\"/>\
              <text x=\"{:.1}\" y=\"{:.0}\">{:.3} {}</text>",
             LABEL - 8.0,
             y + 14.0,
