@@ -95,7 +95,7 @@ erofs_utils() {
     publish "$tmp" "$dir"
 }
 
-# A program from crates.io that Debian 12 lacks, built once: program NAME VERSION [cargo options].
+# A Rust program that Debian 12 lacks, built once: program NAME VERSION [cargo options].
 program() {
     local name=$1 version=$2 dir=$CACHE/tools/$1-$2 tmp
     shift 2
