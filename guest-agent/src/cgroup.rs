@@ -105,6 +105,7 @@ impl Cgroup {
             memory_working_set_bytes: memory.saturating_sub(self.keyed("memory.stat", "inactive_file")),
             oom_kills: self.oom_kills(),
             pids: self.number("pids.current"),
+            ..StatsResponse::default()
         }
     }
 

@@ -89,6 +89,50 @@ fn answer<T>(result: Result<T>) -> Answer<T> {
 
 #[tonic::async_trait]
 impl Service for Agent {
+    async fn set_up_pod(&self, _: Request<v1::SetUpPodRequest>) -> Answer<v1::SetUpPodResponse> {
+        Err(Status::unimplemented("set_up_pod"))
+    }
+
+    async fn configure_network(
+        &self,
+        _: Request<v1::ConfigureNetworkRequest>,
+    ) -> Answer<v1::ConfigureNetworkResponse> {
+        Err(Status::unimplemented("configure_network"))
+    }
+
+    async fn grow(&self, _: Request<v1::GrowRequest>) -> Answer<v1::GrowResponse> {
+        Err(Status::unimplemented("grow"))
+    }
+
+    async fn mount_volume(&self, _: Request<v1::MountVolumeRequest>) -> Answer<v1::MountVolumeResponse> {
+        Err(Status::unimplemented("mount_volume"))
+    }
+
+    async fn unmount_volume(
+        &self,
+        _: Request<v1::UnmountVolumeRequest>,
+    ) -> Answer<v1::UnmountVolumeResponse> {
+        Err(Status::unimplemented("unmount_volume"))
+    }
+
+    async fn sync_volume(&self, _: Request<v1::SyncVolumeRequest>) -> Answer<v1::SyncVolumeResponse> {
+        Err(Status::unimplemented("sync_volume"))
+    }
+
+    async fn update_container(
+        &self,
+        _: Request<v1::UpdateContainerRequest>,
+    ) -> Answer<v1::UpdateContainerResponse> {
+        Err(Status::unimplemented("update_container"))
+    }
+
+    async fn pause_container(
+        &self,
+        _: Request<v1::PauseContainerRequest>,
+    ) -> Answer<v1::PauseContainerResponse> {
+        Err(Status::unimplemented("pause_container"))
+    }
+
     async fn hello(&self, request: Request<v1::HelloRequest>) -> Answer<v1::HelloResponse> {
         let request = request.into_inner();
         match version::check(&request.version) {

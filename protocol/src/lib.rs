@@ -4,6 +4,7 @@
 //! of bytes is a vsock connection of its own to [`ports::STREAMS`] that begins with a short [`stream`] handshake. Both
 //! sides refuse a peer whose [`version`] they cannot speak and bound what they accept by [`limits`].
 
+pub mod forward;
 pub mod limits;
 pub mod ports;
 pub mod stream;

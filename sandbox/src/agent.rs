@@ -221,6 +221,7 @@ impl Agent {
             spec,
             user: user.to_owned(),
             stdio: Some(stdio.into_message()),
+            ..v1::CreateContainerRequest::default()
         };
         Ok(call("create the container", SLOW, self.client.clone().create_container(request)).await?.pid)
     }

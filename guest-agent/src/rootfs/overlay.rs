@@ -185,7 +185,12 @@ mod tests {
     use super::*;
 
     fn rootfs(image: &str, layers: u32, scratch: &str) -> v1::Rootfs {
-        v1::Rootfs { image_serial: image.into(), layers, scratch_serial: scratch.into() }
+        v1::Rootfs {
+            image_serial: image.into(),
+            layers,
+            scratch_serial: scratch.into(),
+            ..v1::Rootfs::default()
+        }
     }
 
     #[test]

@@ -1,0 +1,1 @@
+//! The interfaces that CNI plugins made for a pod, mirrored onto taps for its microVM.

@@ -1,0 +1,3 @@
+//! `cloister-node`: the daemon of each node.
+
+fn main() {}
