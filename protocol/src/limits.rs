@@ -35,6 +35,36 @@ pub const CONTAINERS: usize = 1024;
 /// Processes the agent remembers in one container, ended ones included until their container is deleted.
 pub const PROCESSES: usize = 4096;
 
+/// Bytes of a hostname (`__NEW_UTS_LEN` in the kernel's `utsname.h`).
+pub const HOSTNAME_BYTES: usize = 64;
+
+/// Network interfaces of one guest.
+pub const INTERFACES: usize = 64;
+
+/// Bytes of an interface's name (`IFNAMSIZ` in the kernel's `if.h`, less its end).
+pub const INTERFACE_BYTES: usize = 15;
+
+/// Addresses of one interface; routes, and neighbours, of one guest.
+pub const NETWORK_ENTRIES: usize = 4096;
+
+/// Disks whose counters one answer has.
+pub const DISKS: usize = 256;
+
+/// Lines of `memory.stat` in one answer.
+pub const MEMORY_STATS: usize = 128;
+
+/// Volumes in one guest.
+pub const VOLUMES: usize = 1024;
+
+/// Block devices of one container.
+pub const BLOCK_DEVICES: usize = 64;
+
+/// Kernel settings of one pod.
+pub const SYSCTLS: usize = 256;
+
+/// Connections to servers of the guest's loopback at once.
+pub const FORWARDS: usize = 256;
+
 /// Streams that were opened and not yet named by a call.
 pub const UNCLAIMED_STREAMS: usize = 64;
 

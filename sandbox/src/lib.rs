@@ -14,7 +14,7 @@ mod sandbox;
 pub mod spec;
 mod timings;
 
-pub use agent::{Agent, Exit, Guest};
+pub use agent::{Agent, Exit, Grown, Guest, NewContainer, OomEvents, Running, Stdio};
 pub use dial::{Connection, Dialer};
 pub use error::{Error, printable};
 pub use machine::{Kernel, MachineConfig};

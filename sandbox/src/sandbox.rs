@@ -9,7 +9,7 @@ use cloister_image::Digest;
 use cloister_protocol::{limits, v1};
 use oci_spec::runtime::Spec;
 
-use crate::agent::{Agent, Guest};
+use crate::agent::{Agent, Guest, NewContainer};
 use crate::dial::Dialer;
 use crate::error::Error;
 use crate::machine::{Machine, MachineConfig};
@@ -146,9 +146,15 @@ impl Sandbox {
         let spec = serde_json::to_vec(&container.spec)
             .map_err(|error| Error::Spec(oci_spec::OciSpecError::SerDe(error)))?;
         let attached = self.while_alive(Attached::open(&self.agent, io)).await?;
-        let created =
-            self.agent.create_container(&container.id, rootfs, spec, &container.user, attached.stdio);
-        self.while_alive(created).await?;
+        let new = NewContainer {
+            id: container.id.clone(),
+            rootfs,
+            spec,
+            user: container.user,
+            stdio: attached.stdio,
+            ..NewContainer::default()
+        };
+        self.while_alive(self.agent.create_container(new)).await?;
         self.containers.push(container.id.clone());
         self.timings.reached(Step::Rootfs);
         self.while_alive(self.agent.start_container(&container.id)).await?;
