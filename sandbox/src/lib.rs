@@ -5,7 +5,9 @@
 //! let another process of the host reach the same guest. Nothing here knows of a command line or of containerd.
 
 mod agent;
+mod container;
 mod dial;
+mod disks;
 mod error;
 mod machine;
 mod process;
@@ -15,9 +17,11 @@ pub mod spec;
 mod timings;
 
 pub use agent::{Agent, Exit, Grown, Guest, NewContainer, OomEvents, Running, Stdio};
+pub use cloister_protocol::v1::{BlockDevice, PidNamespace};
+pub use container::{Container, Layer, Root, Share};
 pub use dial::{Connection, Dialer};
 pub use error::{Error, printable};
 pub use machine::{Kernel, MachineConfig};
 pub use process::{Io, Process, Remote};
-pub use sandbox::{Container, Layer, Sandbox, Share};
+pub use sandbox::Sandbox;
 pub use timings::{Step, Timing, Timings};

@@ -9,13 +9,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cloister_view::{disk, scratch};
-use cloister_vmm::{Accel, Event, Extent, Host, ImageDisk, Qemu, VmConfig, Vmm};
+use cloister_vmm::{
+    Accel, DeviceId, Event, Extent, Host, ImageDisk, Metrics, Qemu, RawDisk, Tap, VmConfig, Vmm,
+};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
+use crate::container::{Layer, Share};
 use crate::dial::{Dialer, Door};
 use crate::error::{Error, printable};
-use crate::sandbox::{Layer, Share};
 
 /// How long the monitor may hold a connection that the guest neither takes nor refuses.
 const DIAL: Duration = Duration::from_secs(10);
@@ -40,8 +42,12 @@ pub struct MachineConfig {
     pub kernel: Kernel,
     /// Memory in bytes, a multiple of 2 MiB.
     pub memory_bytes: u64,
+    /// Most memory it may grow to, in bytes, a multiple of 2 MiB.
+    pub max_memory_bytes: u64,
     /// Processors.
     pub cpus: u32,
+    /// Most processors it may grow to.
+    pub max_cpus: u32,
     /// Whether privileged containers may run in it.
     pub privileged: bool,
     /// Hardware virtualisation or emulation.
@@ -67,9 +73,9 @@ impl Machine {
             Some(config.kernel.initramfs.clone()),
         );
         vm.memory = config.memory_bytes;
-        vm.max_memory = vm.max_memory.max(config.memory_bytes);
+        vm.max_memory = config.max_memory_bytes.max(config.memory_bytes);
         vm.cpus = config.cpus;
-        vm.max_cpus = vm.max_cpus.max(config.cpus);
+        vm.max_cpus = config.max_cpus.max(config.cpus);
         vm.accel = config.accel;
         if config.privileged {
             vm.cmdline = "cloister.privileged=1".to_owned();
@@ -112,18 +118,41 @@ impl Machine {
             .unwrap_or_else(|| "nobody watches it any more".to_owned())
     }
 
+    /// Process id of the monitor.
+    pub(crate) fn pid(&self) -> u32 {
+        self.qemu.pid()
+    }
+
+    /// The machine's counters.
+    pub(crate) async fn metrics(&self) -> Result<Metrics, Error> {
+        Ok(self.qemu.metrics().await?)
+    }
+
     /// Plugs the read-only disk of an image's layers.
-    pub(crate) async fn plug_image(&self, serial: &str, layers: &[Layer]) -> Result<(), Error> {
-        let disk = image_disk(serial, layers)?;
-        self.qemu.plug_image(disk).await?;
+    pub(crate) async fn plug_image(&self, serial: &str, layers: &[Layer]) -> Result<DeviceId, Error> {
+        Ok(self.qemu.plug_image(image_disk(serial, layers)?).await?)
+    }
+
+    /// Plugs a raw disk.
+    pub(crate) async fn plug_disk(&self, disk: RawDisk) -> Result<DeviceId, Error> {
+        Ok(self.qemu.plug_disk(disk).await?)
+    }
+
+    /// Takes a disk out.
+    pub(crate) async fn unplug(&self, device: &DeviceId, limit: Duration) -> Result<(), Error> {
+        Ok(self.qemu.unplug(device, limit).await?)
+    }
+
+    /// Plugs a network interface.
+    pub(crate) async fn plug_tap(&self, tap: Tap) -> Result<(), Error> {
+        self.qemu.plug_tap(tap).await?;
         Ok(())
     }
 
-    /// Plugs a writable disk whose content goes with the machine.
-    pub(crate) async fn plug_scratch(&self, serial: &str, file: OwnedFd) -> Result<(), Error> {
-        let disk =
-            cloister_vmm::RawDisk { serial: serial.to_owned(), file, read_only: false, ephemeral: true };
-        self.qemu.plug_disk(disk).await?;
+    /// Sets what the guest is offered.
+    pub(crate) async fn resize(&self, memory_bytes: u64, cpus: u32) -> Result<(), Error> {
+        self.qemu.set_memory(memory_bytes).await?;
+        self.qemu.set_cpus(cpus).await?;
         Ok(())
     }
 
@@ -139,7 +168,7 @@ impl Machine {
     }
 
     /// Ends the machine and everything that belongs to it.
-    pub(crate) async fn kill(self) {
+    pub(crate) async fn kill(&self) {
         self.watcher.abort();
         self.qemu.stop().await;
     }

@@ -1,16 +1,17 @@
 //! One running microVM and what is plugged into it.
 
-use std::fs::File;
+use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use cloister_image::Digest;
-use cloister_protocol::{limits, v1};
-use oci_spec::runtime::Spec;
+use cloister_vmm::{Metrics, Tap};
 
 use crate::agent::{Agent, Guest, NewContainer};
+use crate::container::{Container, Share};
 use crate::dial::Dialer;
+use crate::disks::{self, Disks};
 use crate::error::Error;
 use crate::machine::{Machine, MachineConfig};
 use crate::process::{Attached, Io, Process};
@@ -19,51 +20,21 @@ use crate::timings::{Step, Timings};
 /// How long the end of a sandbox waits for the guest to write back what belongs to the host's folders.
 const FLUSH: Duration = Duration::from_secs(10);
 
-/// A folder of the host to show in the guest.
-#[derive(Debug)]
-pub struct Share {
-    /// `[a-z0-9-]`, at most 36 bytes, unique in the sandbox.
-    pub tag: String,
-    /// The folder, without symbolic links in its path.
-    pub path: PathBuf,
-    /// Whether the guest can't write.
-    pub read_only: bool,
-}
-
-/// One layer of an image.
-#[derive(Debug)]
-pub struct Layer {
-    /// Digest of the layer's tar; names its partition.
-    pub diff_id: Digest,
-    /// Its EROFS file, open for reading.
-    pub file: File,
-}
-
-/// A container to make.
-#[derive(Debug)]
-pub struct Container {
-    /// `[A-Za-z0-9_.-]`, at most 128 bytes.
-    pub id: String,
-    /// The image's layers, lowest first.
-    pub layers: Vec<Layer>,
-    /// Size of the writable part in bytes and the folder where its file is made (and unlinked at once); `None`
-    /// keeps what is written in the guest's memory.
-    pub scratch: Option<(u64, PathBuf)>,
-    /// What to run and how; `root.path` is ignored.
-    pub spec: Spec,
-    /// docker's `USER`, resolved by the guest with the image's own files; empty for the user of `spec`.
-    pub user: String,
-}
-
-/// A microVM whose agent has answered.
+/// A microVM whose agent has answered. Its methods may be called from several tasks; plugging happens one at a time.
 pub struct Sandbox {
     machine: Machine,
     agent: Agent,
     guest: Guest,
-    timings: Timings,
+    timings: Mutex<Timings>,
+    disks: tokio::sync::Mutex<Disks>,
+    used: Mutex<Used>,
+}
+
+/// What the guest has to let go of before it ends.
+#[derive(Default)]
+struct Used {
     shares: Vec<String>,
-    containers: Vec<String>,
-    disks: u32,
+    containers: BTreeSet<String>,
 }
 
 impl Sandbox {
@@ -87,7 +58,14 @@ impl Sandbox {
                 why: "the guest does not know that it may run privileged containers",
             });
         }
-        Ok(Self { machine, agent, guest, timings, shares: Vec::new(), containers: Vec::new(), disks: 0 })
+        Ok(Self {
+            machine,
+            agent,
+            guest,
+            timings: Mutex::new(timings),
+            disks: tokio::sync::Mutex::default(),
+            used: Mutex::default(),
+        })
     }
 
     /// The guest's agent.
@@ -106,60 +84,144 @@ impl Sandbox {
     }
 
     /// How long each step of the start took, so far.
-    pub fn timings(&self) -> &Timings {
-        &self.timings
+    pub fn timings(&self) -> Timings {
+        self.timings.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Process id of the machine's monitor.
+    pub fn pid(&self) -> u32 {
+        self.machine.pid()
+    }
+
+    /// The machine's counters, as the host sees them.
+    ///
+    /// # Errors
+    /// When the monitor does not answer.
+    pub async fn metrics(&self) -> Result<Metrics, Error> {
+        self.machine.metrics().await
     }
 
     /// Shows a folder of the host in the guest and returns where it is there.
     ///
     /// # Errors
     /// When the share's daemon does not start or the guest can't mount it.
-    pub async fn share(&mut self, share: &Share) -> Result<String, Error> {
+    pub async fn share(&self, share: &Share) -> Result<String, Error> {
         self.machine.plug_share(share).await?;
         let path = self.while_alive(self.agent.mount_share(&share.tag, share.read_only)).await?;
-        self.shares.push(share.tag.clone());
+        self.used().shares.push(share.tag.clone());
         Ok(path)
     }
 
-    /// Plugs a container's disks, stacks its root filesystem and starts its process.
+    /// Plugs a file or block device of the host, opened as it is to be used, as a raw disk. Returns its serial.
     ///
     /// # Errors
-    /// When the disks can't be made or plugged, or the agent refuses; [`Error::is_not_found`] and
-    /// [`Error::is_not_executable`] tell about the program.
-    pub async fn run(&mut self, container: Container, io: Io) -> Result<Process, Error> {
-        let count = u32::try_from(container.layers.len()).ok().filter(|count| *count <= limits::LAYERS);
-        let layers = count.ok_or(Error::Layers(container.layers.len()))?;
-        let number = self.disks;
-        self.disks += 1;
-        let mut rootfs = v1::Rootfs { layers, ..v1::Rootfs::default() };
-        if layers > 0 {
-            rootfs.image_serial = format!("image{number}");
-            self.machine.plug_image(&rootfs.image_serial, &container.layers).await?;
-        }
-        if let Some((bytes, folder)) = container.scratch {
-            rootfs.scratch_serial = format!("scratch{number}");
-            let file = scratch(bytes, folder).await?;
-            self.machine.plug_scratch(&rootfs.scratch_serial, file).await?;
-        }
-        self.timings.reached(Step::Devices);
+    /// When it is no such file or can't be plugged.
+    pub async fn plug_disk(&self, file: OwnedFd, read_only: bool) -> Result<String, Error> {
+        self.disks.lock().await.plug_named(&self.machine, file, read_only, false).await
+    }
 
-        let spec = serde_json::to_vec(&container.spec)
-            .map_err(|error| Error::Spec(oci_spec::OciSpecError::SerDe(error)))?;
-        let attached = self.while_alive(Attached::open(&self.agent, io)).await?;
-        let new = NewContainer {
-            id: container.id.clone(),
-            rootfs,
-            spec,
-            user: container.user,
-            stdio: attached.stdio,
-            ..NewContainer::default()
+    /// Plugs an empty ext4 of `bytes` that goes with the machine; its file is made in `folder`. Returns its serial.
+    ///
+    /// # Errors
+    /// When the disk can't be made or plugged.
+    pub async fn plug_scratch(&self, bytes: u64, folder: PathBuf) -> Result<String, Error> {
+        let mut disks = self.disks.lock().await;
+        let file = disks::make_scratch(bytes, folder).await?;
+        disks.plug_named(&self.machine, file, false, true).await
+    }
+
+    /// Takes a disk out that the guest does not use any more.
+    pub async fn unplug_disk(&self, serial: &str) {
+        self.disks.lock().await.unplug_named(&self.machine, serial).await;
+    }
+
+    /// Plugs a network interface.
+    ///
+    /// # Errors
+    /// When it can't be plugged.
+    pub async fn plug_tap(&self, tap: Tap) -> Result<(), Error> {
+        self.machine.plug_tap(tap).await
+    }
+
+    /// Offers the guest this much memory in total (bytes, a multiple of 2 MiB) and this many processors, and waits until
+    /// it uses what was added.
+    ///
+    /// # Errors
+    /// When it is less than at boot or more than the machine's maximum, or the guest does not take it up.
+    pub async fn resize(&self, memory_bytes: u64, cpus: u32) -> Result<(), Error> {
+        self.machine.resize(memory_bytes, cpus).await?;
+        self.while_alive(self.agent.grow(cpus, memory_bytes)).await?;
+        Ok(())
+    }
+
+    /// Plugs a container's disks, stacks its root filesystem and prepares its process, which waits for
+    /// [`Sandbox::start`].
+    ///
+    /// # Errors
+    /// When the disks can't be made or plugged, or the agent refuses; nothing is left of the container then.
+    /// [`Error::is_not_found`] and [`Error::is_not_executable`] tell about the program.
+    pub async fn create(&self, container: Container, io: Io) -> Result<Process, Error> {
+        let Container { id, root, spec, user, pid_namespace, block_devices } = container;
+        let spec =
+            serde_json::to_vec(&spec).map_err(|error| Error::Spec(oci_spec::OciSpecError::SerDe(error)))?;
+        // The streams are opened while the disks are plugged.
+        let (rootfs, attached) = tokio::join!(
+            async { self.disks.lock().await.plug(&self.machine, &id, root).await },
+            self.while_alive(Attached::open(&self.agent, io)),
+        );
+        let made = async {
+            let (rootfs, attached) = (rootfs?, attached?);
+            self.reached(Step::Devices);
+            let stdio = attached.stdio;
+            let new =
+                NewContainer { id: id.clone(), rootfs, spec, user, stdio, pid_namespace, block_devices };
+            self.while_alive(self.agent.create_container(new)).await?;
+            self.reached(Step::Rootfs);
+            attached.started(self.agent.clone(), id.clone(), String::new())
         };
-        self.while_alive(self.agent.create_container(new)).await?;
-        self.containers.push(container.id.clone());
-        self.timings.reached(Step::Rootfs);
-        self.while_alive(self.agent.start_container(&container.id)).await?;
-        self.timings.reached(Step::Process);
-        attached.started(self.agent.clone(), container.id, String::new())
+        let made = made.await;
+        match made {
+            Ok(process) => {
+                self.used().containers.insert(id);
+                Ok(process)
+            }
+            Err(error) => {
+                self.disks.lock().await.unplug(&self.machine, &id).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Runs the process of a created container.
+    ///
+    /// # Errors
+    /// As [`Sandbox::create`].
+    pub async fn start(&self, id: &str) -> Result<(), Error> {
+        self.while_alive(self.agent.start_container(id)).await?;
+        self.reached(Step::Process);
+        Ok(())
+    }
+
+    /// Creates a container and starts its process.
+    ///
+    /// # Errors
+    /// As [`Sandbox::create`].
+    pub async fn run(&self, container: Container, io: Io) -> Result<Process, Error> {
+        let id = container.id.clone();
+        let process = self.create(container, io).await?;
+        self.start(&id).await?;
+        Ok(process)
+    }
+
+    /// Ends what is left of a container and takes its disks out.
+    ///
+    /// # Errors
+    /// When the agent refuses; the disks then stay.
+    pub async fn delete(&self, id: &str) -> Result<(), Error> {
+        self.while_alive(self.agent.delete_container(id)).await?;
+        self.used().containers.remove(id);
+        self.disks.lock().await.unplug(&self.machine, id).await;
+        Ok(())
     }
 
     /// Resolves when the machine or a helper it can't do without has ended, with one line saying why.
@@ -168,13 +230,17 @@ impl Sandbox {
     }
 
     /// Ends the machine: what containers wrote to shared folders is written back first, if the guest still answers.
-    pub async fn stop(self) {
-        if !self.shares.is_empty() {
+    pub async fn stop(&self) {
+        let (shares, containers) = {
+            let mut used = self.used();
+            (std::mem::take(&mut used.shares), std::mem::take(&mut used.containers))
+        };
+        if !shares.is_empty() {
             let flush = async {
-                for id in &self.containers {
+                for id in &containers {
                     self.agent.delete_container(id).await?;
                 }
-                for tag in &self.shares {
+                for tag in &shares {
                     self.agent.unmount_share(tag).await?;
                 }
                 Ok::<(), Error>(())
@@ -193,13 +259,21 @@ impl Sandbox {
         self.machine.kill().await;
     }
 
+    fn used(&self) -> std::sync::MutexGuard<'_, Used> {
+        self.used.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn reached(&self, step: Step) {
+        self.timings.lock().unwrap_or_else(PoisonError::into_inner).reached(step);
+    }
+
     /// Ends the machine at once.
-    pub async fn kill(self) {
+    pub async fn kill(&self) {
         self.machine.kill().await;
     }
 
     /// A call that is pointless once the machine has ended: whichever comes first.
-    async fn while_alive<T>(&self, call: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    pub async fn while_alive<T>(&self, call: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
         tokio::pin!(call);
         tokio::select! {
             biased;
@@ -216,13 +290,4 @@ impl Sandbox {
             reason = self.machine.ended() => Err(Error::Ended(reason)),
         }
     }
-}
-
-/// Makes the empty writable disk; no name is left of it.
-async fn scratch(bytes: u64, folder: PathBuf) -> Result<OwnedFd, Error> {
-    let made = tokio::task::spawn_blocking(move || crate::machine::make_scratch(bytes, &folder));
-    made.await.map_err(|cause| Error::System {
-        what: "make the scratch disk",
-        cause: std::io::Error::other(cause),
-    })?
 }

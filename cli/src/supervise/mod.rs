@@ -14,7 +14,9 @@ use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 use anyhow::{Context, Result};
 use cloister_image::{Image, Store};
 use cloister_sandbox::spec::{self, BindMount};
-use cloister_sandbox::{Container, Exit, Io, Layer, MachineConfig, Process, Remote, Sandbox, pump::FdWriter};
+use cloister_sandbox::{
+    Container, Exit, Io, Layer, MachineConfig, PidNamespace, Process, Remote, Root, Sandbox, pump::FdWriter,
+};
 use jiff::Timestamp;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -214,7 +216,9 @@ async fn run(
         folder: folder.path().to_owned(),
         kernel: plan.kernel.clone(),
         memory_bytes: plan.memory,
+        max_memory_bytes: plan.memory,
         cpus: plan.cpus,
+        max_cpus: plan.cpus,
         privileged: plan.wishes.privileged,
         accel: plan.accel,
         boot_deadline: BOOT,
@@ -223,7 +227,7 @@ async fn run(
         // Fails only for a leader of a group, which has a session of its own already.
         let _ = rustix::process::setsid();
     }
-    let mut sandbox = tokio::select! {
+    let sandbox = tokio::select! {
         booted = Sandbox::boot(&config) => match booted {
             Ok(sandbox) => sandbox,
             Err(error) => return Outcome::failed(exit::of_error(&error), error.to_string()),
@@ -233,7 +237,7 @@ async fn run(
     tracing::debug!(kernel = sandbox.guest().kernel_release, "booted");
     let detach = plan.detach;
     let started = tokio::select! {
-        started = start(plan, &image, folder, &mut sandbox) => started,
+        started = start(plan, &image, folder, &sandbox) => started,
         outcome = inputs.abort() => Err(outcome),
     };
     let process = match started {
@@ -276,12 +280,7 @@ async fn run(
 }
 
 /// Shares volumes, writes the specification, starts the command.
-async fn start(
-    plan: Plan,
-    image: &Image,
-    folder: &Folder,
-    sandbox: &mut Sandbox,
-) -> Result<Process, Outcome> {
+async fn start(plan: Plan, image: &Image, folder: &Folder, sandbox: &Sandbox) -> Result<Process, Outcome> {
     let failed = |error: cloister_sandbox::Error| Outcome::failed(exit::of_error(&error), error.to_string());
     let own = |error: anyhow::Error| Outcome::failed(exit::FAILED, format!("{error:#}"));
     let mut wishes = plan.wishes;
@@ -310,10 +309,14 @@ async fn start(
         streams(&log, plan.interactive, plan.detach, plan.terminal).map_err(|error| own(error.into()))?;
     let container = Container {
         id: plan.record.name.clone(),
-        layers: layers.context("cannot use the image's layers").map_err(own)?,
-        scratch: Some((SCRATCH, folder.path().to_owned())),
+        root: Root::Layers {
+            layers: layers.context("cannot use the image's layers").map_err(own)?,
+            scratch: Some((SCRATCH, folder.path().to_owned())),
+        },
         spec,
         user: plan.user,
+        pid_namespace: PidNamespace::Own,
+        block_devices: Vec::new(),
     };
     sandbox.run(container, io).await.map_err(failed)
 }

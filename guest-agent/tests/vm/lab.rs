@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use cloister_image::{Digest, ImageConfig};
 use cloister_sandbox::spec::{self, Wishes};
-use cloister_sandbox::{Container, Error, Exit, Io, Kernel, Layer, MachineConfig, Process, Sandbox};
+use cloister_sandbox::{
+    Container, Error, Exit, Io, Kernel, Layer, MachineConfig, PidNamespace, Process, Root, Sandbox,
+};
 use cloister_vmm::{Accel, Host, User};
 
 const MIB: u64 = 1 << 20;
@@ -118,7 +120,9 @@ impl Lab {
             folder: folder.path().to_owned(),
             kernel: kernel(),
             memory_bytes: 256 * MIB,
+            max_memory_bytes: 1024 * MIB,
             cpus: 1,
+            max_cpus: 1,
             privileged,
             accel: Accel::Auto,
             boot_deadline: Duration::from_secs(60),
@@ -144,10 +148,14 @@ impl Lab {
         };
         let container = Container {
             id: id.into(),
-            layers: vec![Layer { diff_id: Digest::of(id.as_bytes()), file: layer() }],
-            scratch: Some((64 * MIB, self.folder.path().to_owned())),
+            root: Root::Layers {
+                layers: vec![Layer { diff_id: Digest::of(id.as_bytes()), file: layer() }],
+                scratch: Some((64 * MIB, self.folder.path().to_owned())),
+            },
             spec: spec::build(&ImageConfig::default(), &wishes).unwrap(),
             user: user.into(),
+            pid_namespace: PidNamespace::Own,
+            block_devices: Vec::new(),
         };
         Ok((self.sandbox.run(container, io).await?, stdout, stderr))
     }
