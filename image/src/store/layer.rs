@@ -1,10 +1,12 @@
 //! Layer file systems by diff ID.
 
 use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use cloister_layer::digest::Digest;
 use cloister_layer::erofs::TarRange;
+use cloister_layer::{Converted, Expected, Limits};
 
 use super::blob::open_pinned;
 use super::{LOCK_WAIT, Store, lock, publish};
@@ -59,4 +61,46 @@ impl Store {
         let size = file.metadata().at("read", &path)?.len();
         Ok(LayerFile { diff_id: *diff_id, path, file, size })
     }
+
+    /// The layers in the store, by name only: open one to be sure of it.
+    pub fn layers(&self) -> Result<Vec<Digest>> {
+        let dir = self.layer_dir();
+        let mut layers = Vec::new();
+        for entry in std::fs::read_dir(&dir).at("list", &dir)? {
+            layers.extend(layer_of(&entry.at("list", &dir)?.path()));
+        }
+        Ok(layers)
+    }
+
+    /// Converts one layer blob whose diff ID is not known beforehand. The blob itself is not kept.
+    ///
+    /// Two callers that convert one blob at the same time get the same file; who wants the work done once has a lock of
+    /// its own around this.
+    ///
+    /// # Errors
+    /// When the blob is not what `expected` says, breaks a limit or is no layer; nothing is published then.
+    pub fn add_layer(
+        &self,
+        blob: impl Read + Send,
+        name: &str,
+        expected: &Expected,
+        limits: &Limits,
+    ) -> Result<(LayerFile, Converted)> {
+        let temp = self.temp()?;
+        let (out, out_path) = temp.file("layer")?;
+        let converted = cloister_layer::convert(blob, expected, &out, limits, &|_| {})
+            .map_err(|source| Error::Layer { layer: name.to_owned(), source })?;
+        let _lock = self.layer_lock(&converted.diff_id)?;
+        let layer = match self.open_layer(&converted.diff_id)? {
+            Some(layer) => layer,
+            None => self.publish_layer(out, &out_path, &converted.diff_id)?,
+        };
+        Ok((layer, converted))
+    }
+}
+
+/// The diff ID in a layer file's name.
+pub(super) fn layer_of(path: &Path) -> Option<Digest> {
+    let hex = path.file_name()?.to_str()?.strip_suffix(".erofs")?;
+    format!("sha256:{hex}").parse().ok()
 }

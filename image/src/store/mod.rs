@@ -7,6 +7,7 @@
 //! ROOT/layers/vN/HEX.erofs           one file system per layer, named by diff ID; N is the converter's output version
 //! ROOT/tmp/job-…/                    work in progress, one locked folder per live process
 //! ROOT/locks/                        lock files
+//! ROOT/holds/HEX/OWNER               layers that something besides names needs, such as a snapshot
 //! ```
 //!
 //! Rules that hold at every moment, also after a kill or a full disk:
@@ -20,6 +21,7 @@
 //! file system holds the tar verbatim; exports read it back from there.
 
 mod blob;
+mod hold;
 mod index;
 mod layer;
 mod lock;
@@ -131,6 +133,10 @@ impl Store {
 
     fn lock_dir(&self) -> PathBuf {
         self.root.join("locks")
+    }
+
+    fn hold_dir(&self) -> PathBuf {
+        self.root.join("holds")
     }
 
     fn tmp_guard(&self) -> PathBuf {

@@ -6,6 +6,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use cloister_layer::digest::Digest;
+
+use super::layer::layer_of;
 use super::{ImageRecord, Store, lock};
 use crate::error::{IoContext, Result};
 
@@ -66,7 +69,8 @@ impl Sweep<'_> {
             if self.reached() {
                 break;
             }
-            if remove_unused(&file.path)? {
+            let held = || file.layer.is_some_and(|diff_id| self.store.is_held(&diff_id));
+            if remove_unused(&file.path, held)? {
                 self.total = self.total.saturating_sub(file.bytes);
                 self.report.freed += file.bytes;
                 self.report.files += 1;
@@ -81,13 +85,15 @@ struct Candidate {
     path: PathBuf,
     bytes: u64,
     modified: SystemTime,
+    /// For layers of this version: whose file system it is.
+    layer: Option<Digest>,
 }
 
 impl Store {
     /// Frees disk, oldest first, until the store takes no more than `keep_size` bytes (`None`: as much as possible).
     ///
     /// Blobs and layers that no name needs go first. With `all`, names whose image no VM uses go as well, those not used for
-    /// longest first. What a running VM, an export or an import in progress holds always stays.
+    /// longest first. What a running VM, a snapshot, an export or an import in progress holds always stays.
     pub fn prune(&self, all: bool, keep_size: Option<u64>) -> Result<PruneReport> {
         // Under the lock no name appears; what is being imported right now is held by its importer.
         let mut names = self.lock_names()?;
@@ -141,7 +147,11 @@ impl Store {
     fn files(&self) -> Result<Vec<Candidate>> {
         let mut files = list(&self.blob_dir())?;
         for dir in self.layer_dirs()? {
-            files.extend(list(&dir)?);
+            let current = dir == self.layer_dir();
+            files.extend(list(&dir)?.into_iter().map(|file| {
+                let layer = if current { layer_of(&file.path) } else { None };
+                Candidate { layer, ..file }
+            }));
         }
         Ok(files)
     }
@@ -174,6 +184,7 @@ fn list(dir: &Path) -> Result<Vec<Candidate>> {
                 path: entry.path(),
                 bytes: meta.blocks() * 512,
                 modified: meta.modified().unwrap_or(SystemTime::UNIX_EPOCH),
+                layer: None,
             }),
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -183,14 +194,15 @@ fn list(dir: &Path) -> Result<Vec<Candidate>> {
     Ok(out)
 }
 
-/// Removes a file that nobody holds; `false` when someone does.
-fn remove_unused(path: &Path) -> Result<bool> {
+/// Removes a file that nobody has locked; `false` when someone has. `held` is asked when nobody can lock it any more: who
+/// wants to keep a layer for longer locks it first.
+pub(super) fn remove_unused(path: &Path, held: impl FnOnce() -> bool) -> Result<bool> {
     let file = match File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
         Err(error) => return Err(error).at("open", path),
     };
-    if !lock::try_exclusive(&file, path)? {
+    if !lock::try_exclusive(&file, path)? || held() {
         return Ok(false);
     }
     std::fs::remove_file(path).at("remove", path)?;

@@ -1,6 +1,6 @@
 //! Names, pruning, damage, other users.
 
-use cloister_image::{Error, ImageRecord, Store};
+use cloister_image::{Digest, Error, ImageRecord, Store};
 
 use crate::common::*;
 
@@ -187,4 +187,56 @@ fn pruning_while_others_import_takes_nothing_they_need() {
     });
     store.prune(false, None).unwrap();
     assert_eq!(store.usage().unwrap().total(), 0);
+}
+
+#[test]
+fn a_held_layer_stays_until_its_last_owner_lets_go() {
+    let (_dir, store) = store();
+    let (layer, converted) = store
+        .add_layer(
+            gzip(&tar(&[("file", b"content")])).as_slice(),
+            "layer",
+            &Default::default(),
+            &Default::default(),
+        )
+        .unwrap();
+    let diff_id = layer.diff_id;
+    assert_eq!(diff_id, converted.diff_id);
+    assert_eq!(store.layers().unwrap(), [diff_id]);
+    store.hold(&layer, "one").unwrap();
+    store.hold(&layer, "one").unwrap();
+    store.hold(&layer, "two").unwrap();
+    drop(layer);
+    store.release(&diff_id, "one").unwrap();
+    store.release(&diff_id, "one").unwrap();
+    assert_eq!((store.held_by("one").unwrap(), store.held_by("two").unwrap()), (vec![], vec![diff_id]));
+    assert_eq!(store.prune(true, None).unwrap().files, 0);
+    assert!(!store.remove_layer(&diff_id).unwrap());
+    store.release(&diff_id, "two").unwrap();
+    assert!(store.remove_layer(&diff_id).unwrap());
+    assert!(store.layers().unwrap().is_empty());
+    assert!(!store.remove_layer(&diff_id).unwrap());
+}
+
+#[test]
+fn a_layer_that_an_image_needs_is_not_removed() {
+    let (_dir, store) = store();
+    let image = put(&store, "one", 1);
+    assert!(!store.remove_layer(&image.layers[0].diff_id).unwrap());
+    store.remove("one").unwrap();
+    assert!(store.remove_layer(&image.layers[0].diff_id).unwrap());
+}
+
+#[test]
+fn a_layer_that_is_not_what_was_asked_for_leaves_nothing() {
+    let (_dir, store) = store();
+    let blob = gzip(&tar(&[("file", b"content")]));
+    let expected = cloister_layer::Expected { digest: Some(Digest::of(b"other")), ..Default::default() };
+    let error = store.add_layer(blob.as_slice(), "layer x", &expected, &Default::default()).unwrap_err();
+    assert!(
+        error.to_string().starts_with("layer layer x:") || error.to_string().contains("digest"),
+        "{error}"
+    );
+    assert!(store.layers().unwrap().is_empty());
+    assert!(std::fs::read_dir(store.root().join("tmp")).unwrap().next().is_none());
 }
