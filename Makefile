@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench check build guest kernel setup images
+.PHONY: help demo test fuzz bench check build guest kernel setup images
 
 GUEST := target/microvm
 export CLOISTER_KERNEL := $(CURDIR)/$(GUEST)
@@ -16,6 +16,9 @@ demo: build images ## import a Debian root and run commands in a microVM
 
 test: build images ## every test, virtual machines included
 	@scripts/test.sh
+
+fuzz: setup ## every fuzz target for FUZZ_SECONDS (20) seconds
+	@scripts/fuzz.sh
 
 bench: build images ## the figures of docs/performance.md, into target/bench.json
 	@scripts/bench.sh

@@ -16,11 +16,21 @@ fuzz_target!(|data: &[u8]| {
     {
         assert_eq!(parsed.to_string().parse(), Ok(parsed));
     }
-    // Host and guest each read the other's messages: none may panic, and what was read can be written.
-    if let Ok(message) = v1::CreateContainerRequest::decode(data) {
-        let _ = message.encode_to_vec();
-    }
-    if let Ok(message) = v1::ListResponse::decode(data) {
-        let _ = message.encode_to_vec();
-    }
+    // Host and guest each read the other's messages.
+    round_trip::<v1::SetUpPodRequest>(data);
+    round_trip::<v1::ConfigureNetworkRequest>(data);
+    round_trip::<v1::MountVolumeRequest>(data);
+    round_trip::<v1::CreateContainerRequest>(data);
+    round_trip::<v1::UpdateContainerRequest>(data);
+    round_trip::<v1::HelloResponse>(data);
+    round_trip::<v1::ListResponse>(data);
+    round_trip::<v1::StatsResponse>(data);
+    round_trip::<v1::OomEvent>(data);
 });
+
+/// What can be read can be written, and is read again as the same.
+fn round_trip<M: Message + Default + PartialEq + std::fmt::Debug>(data: &[u8]) {
+    if let Ok(message) = M::decode(data) {
+        assert_eq!(M::decode(&message.encode_to_vec()[..]), Ok(message));
+    }
+}

@@ -70,7 +70,8 @@ impl<'l> Applier<'l> {
     pub fn apply(&mut self, entry: Entry) -> Result<(), Error> {
         self.entries += 1;
         if self.entries > self.limits.entries {
-            return Err(Error::Limit { field: "entries", what: "entries", limit: self.limits.entries });
+            let limit = Error::Limit { field: "entries", what: "entries", limit: self.limits.entries };
+            return Err(limit.after(&entry.path));
         }
         let path = entry.path.clone();
         self.apply_entry(entry).map_err(|reason| Error::entry(&path, reason))

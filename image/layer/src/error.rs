@@ -1,4 +1,5 @@
-//! Why a layer was not converted. Every message is one line and names the entry, the bound or the value at fault.
+//! Why a layer was not converted. Every message is one line and names the entry, the bound or the value at fault;
+//! where the stream itself fails, the last entry read as well.
 
 use std::fmt;
 use std::io;
@@ -75,6 +76,14 @@ pub enum Error {
         /// The configured bound.
         limit: u64,
     },
+    /// The stream failed, or grew beyond a bound, while this entry was read or after it.
+    #[error("{error}; the last entry read is {entry}")]
+    After {
+        /// What went wrong.
+        error: Box<Self>,
+        /// The entry's path as the tar has it.
+        entry: EntryName,
+    },
     /// The result would not fit the on-disk format.
     #[error("the EROFS file would need {what}, more than the format can address")]
     TooLarge {
@@ -87,6 +96,25 @@ impl Error {
     /// For `map_err`: wraps an I/O error with what was being done.
     pub fn io(doing: &'static str) -> impl Fn(io::Error) -> Self {
         move |source| Self::Io { doing, source }
+    }
+
+    /// Adds the last entry read (empty: none yet) to an error of the stream, which alone says only where it stopped.
+    #[must_use]
+    pub fn after(self, entry: &[u8]) -> Self {
+        match self {
+            Self::Compression { .. } | Self::Tar { .. } | Self::Limit { .. } if !entry.is_empty() => {
+                Self::After { error: Box::new(self), entry: EntryName::new(entry) }
+            }
+            other => other,
+        }
+    }
+
+    /// The error itself, without [`Error::After`] around it.
+    pub fn inner(&self) -> &Self {
+        match self {
+            Self::After { error, .. } => error,
+            other => other,
+        }
     }
 
     /// An error about the entry called `name`.

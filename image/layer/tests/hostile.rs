@@ -156,6 +156,41 @@ fn streams_that_end_wrongly() {
 }
 
 #[test]
+fn a_stream_that_stops_names_the_entry_it_stopped_in() {
+    let tar = new().file(b"first", b"").file(b"big\n", &[5; 3000]).file(b"after", b"").end();
+    let last = r#"; the last entry read is "big\n""#;
+    refused(tar[..2000].to_vec(), &format!("inside the data of an entry{last}"));
+    refused(tar[..4200].to_vec(), &format!("inside a header{last}"));
+    refused([&tar[..2000], &[7; 60_000]].concat(), &format!("header checksum does not match{last}"));
+    let noise: Vec<u8> = (0..1 << 20).map(|at: u32| (at.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    let tar = new().file(b"first", b"").file(b"noise", &noise).file(b"zeros", &[0; 8 << 20]).end();
+    let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    gz.write_all(&tar).unwrap();
+    let gz = gz.finish().unwrap();
+    refused(
+        gz[..gz.len() / 2].to_vec(),
+        "not valid gzip: it ends too early; the last entry read is \"noise\"",
+    );
+    let limits = |uncompressed_bytes, ratio| Limits {
+        uncompressed_bytes,
+        ratio,
+        ratio_floor: 2 << 20,
+        ..Limits::default()
+    };
+    let last = r#"; the last entry read is "zeros""#;
+    refused_within(gz.clone(), &limits(64 << 30, 4), &format!("(limit ratio){last}"));
+    let stopped = new().file(b"first", b"").file(b"zeros", &[0; 8 << 20]).entry(
+        b'L',
+        b"l",
+        b"",
+        900 << 10,
+        &[b'l'; 900 << 10],
+        (0, 0),
+    );
+    refused_within(stopped.end(), &limits(17 << 19, 256), &format!("(limit uncompressed_bytes){last}"));
+}
+
+#[test]
 fn digests_and_sizes_that_lie() {
     let tar = new().file(b"f", b"x").end();
     let (right, wrong) = (Digest::of(&tar), Digest::of(b""));

@@ -163,7 +163,7 @@ impl Memory {
 fn is_memory_limit(error: &cloister_layer::Error) -> bool {
     use cloister_layer::{Error, Reason};
     const FIELD: &str = "metadata_bytes";
-    match error {
+    match error.inner() {
         Error::Entry { reason: Reason::Limit { field, .. }, .. }
         | Error::Tar { reason: Reason::Limit { field, .. }, .. } => *field == FIELD,
         Error::Limit { field, .. } => *field == FIELD,

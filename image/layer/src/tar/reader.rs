@@ -23,6 +23,8 @@ pub struct Reader<'l, R> {
     global: Records,
     global_bytes: usize,
     limits: &'l Limits,
+    /// Path of the last entry, for errors.
+    last: Vec<u8>,
     ended: bool,
 }
 
@@ -45,6 +47,7 @@ impl<'l, R: BufRead> Reader<'l, R> {
             global: Records::default(),
             global_bytes: 0,
             limits,
+            last: Vec::new(),
             ended: false,
         }
     }
@@ -57,11 +60,20 @@ impl<'l, R: BufRead> Reader<'l, R> {
     /// The next entry, or `None` after the last, when the whole stream has been read.
     ///
     /// # Errors
-    /// What is wrong with the tar, or what the input said: an [`io::Error`] that wraps an [`Error`] is unwrapped.
+    /// What is wrong with the tar, or what the input said: an [`io::Error`] that wraps an [`Error`] is unwrapped. Where
+    /// the stream is at fault, the last entry is named too.
     pub fn next_entry(&mut self) -> Result<Option<Entry>, Error> {
         if self.ended {
             return Ok(None);
         }
+        let entry = self.next().map_err(|error| error.after(&self.last))?;
+        if let Some(Entry { path, .. }) = &entry {
+            self.last.clone_from(path);
+        }
+        Ok(entry)
+    }
+
+    fn next(&mut self) -> Result<Option<Entry>, Error> {
         self.skip_pending()?;
         let mut extensions = Extensions::default();
         loop {
