@@ -1,0 +1,161 @@
+//! A tap beside each interface, joined by traffic control: whatever arrives on one leaves by the other.
+//!
+//! The redirection happens before the namespace's own IP stack sees a packet, so bridges, routes and limits on the
+//! host's side of the interface act as they do for any pod. The filter is u32 with a key that always matches, since
+//! not every kernel has `matchall`.
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use crate::inspect::index_of;
+use crate::interface::Interface;
+use crate::netlink::{Message, Socket};
+use crate::tap;
+use crate::{Error, Netns, Result};
+
+/// `TC_H_INGRESS` and, for filters, `TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_INGRESS)`, of linux/pkt_sched.h; the latter also
+/// names the ingress of a `clsact` that somebody else put there.
+const INGRESS: u32 = 0xffff_fff1;
+const INGRESS_FILTERS: u32 = 0xffff_fff2;
+/// Our filter's priority (the upper half) for frames of every protocol (`ETH_P_ALL` in network order).
+const FILTER_INFO: u32 = (1 << 16) | (libc::ETH_P_ALL as u16).to_be() as u32;
+/// `TCA_U32_SEL`, `TCA_U32_ACT` of linux/pkt_cls.h.
+const U32_SELECTOR: u16 = 5;
+const U32_ACTIONS: u16 = 7;
+/// `TCA_ACT_KIND`, `TCA_ACT_OPTIONS`, `TCA_MIRRED_PARMS`.
+const ACTION_KIND: u16 = 1;
+const ACTION_OPTIONS: u16 = 2;
+const MIRRED_PARAMETERS: u16 = 2;
+/// `TC_ACT_STOLEN`, `TCA_EGRESS_REDIR`, `TC_U32_TERMINAL`.
+const STOLEN: u32 = 4;
+const EGRESS_REDIRECT: u32 = 1;
+const TERMINAL: u8 = 1;
+/// `IFLA_INET6_ADDR_GEN_MODE` and its value `IN6_ADDR_GEN_MODE_NONE` of linux/if_link.h.
+const ADDRESS_GENERATION: u16 = 8;
+const NO_ADDRESS: u8 = 1;
+
+/// Makes the taps of `interfaces` and joins each with its interface. The taps' descriptors come in the same order;
+/// a tap vanishes when its last descriptor is closed. What an earlier attempt left is replaced.
+///
+/// # Errors
+/// The kernel's reason, with the interface; everything done so far is then undone.
+pub async fn mirror(netns: &Netns, interfaces: &[Interface]) -> Result<Vec<OwnedFd>> {
+    let interfaces = interfaces.to_vec();
+    let work = move || {
+        let mut socket = route_socket()?;
+        let mut taps = Vec::with_capacity(interfaces.len());
+        for interface in &interfaces {
+            take_apart(&mut socket, interface)?;
+            match join(&mut socket, interface) {
+                Ok(tap) => taps.push(tap),
+                Err(error) => {
+                    for done in &interfaces {
+                        // The first error is the one to report.
+                        let _ = take_apart(&mut socket, done);
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        Ok(taps)
+    };
+    netns.run(work).await
+}
+
+/// Removes the taps and the redirections of `interfaces`; those that are gone already are no error.
+///
+/// # Errors
+/// The kernel's reason, with the interface.
+pub async fn remove(netns: &Netns, interfaces: &[Interface]) -> Result<()> {
+    let interfaces = interfaces.to_vec();
+    let work = move || {
+        let mut socket = route_socket()?;
+        interfaces.iter().try_for_each(|interface| take_apart(&mut socket, interface))
+    };
+    netns.run(work).await
+}
+
+fn route_socket() -> Result<Socket> {
+    Socket::route().map_err(Error::kernel("open", "a netlink socket"))
+}
+
+fn join(socket: &mut Socket, interface: &Interface) -> Result<OwnedFd> {
+    let tap = &interface.tap;
+    let fd = tap::create(tap).map_err(Error::kernel("make tap", tap))?;
+    let index = index_of(socket, tap).map_err(Error::kernel("find tap", tap))?;
+    let index = index.ok_or(io::ErrorKind::NotFound).map_err(Error::kernel("find tap", tap))?;
+    // Before it is up, so that it never has an address, or speaks.
+    let quiet = |m: Message| m.nest(libc::AF_INET6 as u16, |m| m.with(ADDRESS_GENERATION, &[NO_ADDRESS]));
+    match socket.request(set_link(index, 0).nest(libc::IFLA_AF_SPEC, quiet)) {
+        // The kernel has no IPv6, or it is off.
+        Err(e) if matches!(e.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EINVAL)) => {}
+        other => other.map_err(Error::kernel("silence tap", tap))?,
+    }
+    let up = set_link(index, libc::IFF_UP).with(libc::IFLA_MTU, &interface.mtu.to_ne_bytes());
+    socket.request(up).map_err(Error::kernel("bring up tap", tap))?;
+    for (from, to, name) in [(interface.index, index, &interface.name), (index, interface.index, tap)] {
+        match socket.request(ingress(libc::RTM_NEWQDISC, libc::NLM_F_CREATE | libc::NLM_F_EXCL, from)) {
+            // A `clsact` of somebody else carries our filter as well.
+            Err(e) if e.raw_os_error() == Some(libc::EEXIST) => {}
+            other => other.map_err(Error::kernel("add a queueing discipline to", name))?,
+        }
+        socket.request(redirect(from, to)).map_err(Error::kernel("redirect the traffic of", name))?;
+    }
+    Ok(fd)
+}
+
+fn take_apart(socket: &mut Socket, interface: &Interface) -> Result<()> {
+    let gone = |outcome: io::Result<()>| match outcome {
+        // EINVAL: there is no such discipline, or it is another's.
+        Err(e) if matches!(e.raw_os_error(), Some(libc::ENODEV | libc::ENOENT | libc::EINVAL)) => Ok(()),
+        other => other,
+    };
+    let filter = traffic(libc::RTM_DELTFILTER, 0, interface.index, INGRESS_FILTERS, FILTER_INFO);
+    gone(socket.request(filter)).map_err(Error::kernel("end the redirection of", &interface.name))?;
+    gone(socket.request(ingress(libc::RTM_DELQDISC, 0, interface.index)))
+        .map_err(Error::kernel("remove the queueing discipline of", &interface.name))?;
+    let link = Message::new(libc::RTM_DELLINK, 0, &[0; 16]).with_name(libc::IFLA_IFNAME, &interface.tap);
+    gone(socket.request(link)).map_err(Error::kernel("remove tap", &interface.tap))
+}
+
+/// `RTM_NEWLINK` with an `ifinfomsg` that turns `flags` on.
+fn set_link(index: u32, flags: libc::c_int) -> Message {
+    let mut header = [0; 16];
+    let fields = [index, flags.cast_unsigned(), flags.cast_unsigned()];
+    for (place, field) in header.chunks_exact_mut(4).skip(1).zip(fields) {
+        place.copy_from_slice(&field.to_ne_bytes());
+    }
+    Message::new(libc::RTM_NEWLINK, 0, &header)
+}
+
+/// A message about traffic control, with its `tcmsg`.
+fn traffic(kind: u16, flags: libc::c_int, index: u32, parent: u32, info: u32) -> Message {
+    let header: Vec<u8> = [0, index, 0, parent, info].iter().flat_map(|field| field.to_ne_bytes()).collect();
+    Message::new(kind, flags, &header)
+}
+
+fn ingress(kind: u16, flags: libc::c_int, index: u32) -> Message {
+    traffic(kind, flags, index, INGRESS, 0).with_name(libc::TCA_KIND, "ingress")
+}
+
+/// A filter that takes every frame arriving at `from` and sends it by `to`.
+fn redirect(from: u32, to: u32) -> Message {
+    // `tc_u32_sel`: one key, whose mask of zero matches everything.
+    let mut selector = [0; 16 + 16];
+    selector[0] = TERMINAL;
+    selector[2] = 1;
+    // `tc_mirred`: index, capabilities, action, references, bindings, direction, interface.
+    let parameters: Vec<u8> =
+        [0, 0, STOLEN, 0, 0, EGRESS_REDIRECT, to].iter().flat_map(|field| field.to_ne_bytes()).collect();
+    let flags = libc::NLM_F_CREATE | libc::NLM_F_EXCL;
+    traffic(libc::RTM_NEWTFILTER, flags, from, INGRESS_FILTERS, FILTER_INFO)
+        .with_name(libc::TCA_KIND, "u32")
+        .nest(libc::TCA_OPTIONS, |m| {
+            m.with(U32_SELECTOR, &selector).nest(U32_ACTIONS, |m| {
+                m.nest(1, |m| {
+                    m.with_name(ACTION_KIND, "mirred")
+                        .nest(ACTION_OPTIONS, |m| m.with(MIRRED_PARAMETERS, &parameters))
+                })
+            })
+        })
+}
