@@ -30,12 +30,14 @@ add_suites() {
     local mirror
     mirror=$(debian_mirror)
     local want
-    want=$(printf 'Types: deb\nURIs: %s\nSuites: bookworm-backports trixie\nComponents: main\nSigned-By: %s\n' \
+    want=$(printf 'Types: deb\nURIs: %s\nSuites: bookworm-backports trixie sid\nComponents: main\nSigned-By: %s\n' \
         "${mirror:?no Debian bookworm mirror is configured}" /usr/share/keyrings/debian-archive-keyring.gpg)
     [ "$(cat "$list" 2>/dev/null)" = "$want" ] && [ -e "$pin" ] && return 1
     printf '%s\n' "$want" | as_root tee "$list" >/dev/null
-    printf 'Package: *\nPin: release n=bookworm-backports\nPin-Priority: 50\n\nPackage: *\nPin: release n=trixie\nPin-Priority: 10\n' |
-        as_root tee "$pin" >/dev/null
+    {
+        printf 'Package: *\nPin: release n=bookworm-backports\nPin-Priority: 50\n\n'
+        printf 'Package: *\nPin: release n=trixie\nPin-Priority: 10\n\nPackage: *\nPin: release n=sid\nPin-Priority: 5\n'
+    } | as_root tee "$pin" >/dev/null
 }
 
 missing() { # the packages of the list that are not installed
@@ -47,7 +49,8 @@ missing() { # the packages of the list that are not installed
 
 packages() {
     local build=(build-essential linux-source-6.12 gcc-aarch64-linux-gnu bc bison flex libelf-dev libssl-dev libseccomp-dev libcap-ng-dev pkg-config cpio xz-utils zstd)
-    local tests=(isal e2fsprogs mmdebstrap fdisk skopeo docker-registry attr libcap2-bin)
+    local tests=(isal e2fsprogs mmdebstrap fdisk skopeo docker-registry attr libcap2-bin
+        containernetworking-plugins iproute2 iptables)
     local need
     mapfile -t need < <(missing "${build[@]}" "${tests[@]}")
     local qemu
@@ -95,6 +98,46 @@ erofs_utils() {
     publish "$tmp" "$dir"
 }
 
+# Puts the files of Debian packages below $CACHE/tools/NAME, installing nothing: unpacked NAME FILE PACKAGE=VERSION…
+# where a version may end in `*`; the newest that any configured suite carries is taken. FILE is what must be there in
+# the end, `versions` says what was taken.
+unpacked() {
+    local name=$1 file=$2 dir=$CACHE/tools/$1 tmp want
+    shift 2
+    if [ -e "$dir/$file" ] && [ "$(cat "$dir/wanted" 2>/dev/null)" = "$*" ]; then
+        say "$name: present ($(tr '\n' ' ' <"$dir/versions"))"
+        return 0
+    fi
+    say "$name: unpacking Debian's"
+    tmp=$(mktemp -d "$CACHE/tools/.tmp.XXXXXX")
+    printf '%s\n' "$*" >"$tmp/wanted"
+    for want in "$@"; do
+        if ! fetch_package "${want%%=*}" "${want#*=}" "$tmp"; then
+            retry as_root apt-get -qq update >>"$LOG" 2>&1
+            retry fetch_package "${want%%=*}" "${want#*=}" "$tmp"
+        fi
+    done
+    [ -e "$tmp/$file" ] || { say "$name: the packages hold no $file"; return 1; }
+    chmod 755 "$tmp"
+    rm -rf "$dir"
+    publish "$tmp" "$dir"
+}
+
+# fetch_package PACKAGE VERSION DIR: downloads one package and unpacks it into DIR.
+fetch_package() {
+    local package=$1 pattern=$2 dir=$3 version
+    version=$(apt-cache madison "$package" | cut -d'|' -f2 | tr -d ' ' | while read -r v; do
+        # shellcheck disable=SC2053 # the pattern is one
+        [[ $v == $pattern ]] && printf '%s\n' "$v"
+    done | sort -rV | head -n 1)
+    [ -n "$version" ] || { say "$package: no suite carries $pattern"; return 1; }
+    (cd "$dir" && apt-get -qq download "$package:amd64=$version" 2>>"$LOG" >&2 && dpkg -x ./*.deb . && rm -f -- *.deb) || {
+        rm -f -- "$dir"/*.deb
+        return 1
+    }
+    printf '%s %s\n' "$package" "$version" >>"$dir/versions"
+}
+
 # A Rust program that Debian 12 lacks, built once: program NAME VERSION [cargo options].
 program() {
     local name=$1 version=$2 dir=$CACHE/tools/$1-$2 tmp
@@ -114,6 +157,9 @@ flock 9
 rm -rf "$CACHE"/tools/.tmp.*
 packages
 erofs_utils
+unpacked containerd-1.7 usr/bin/containerd 'containerd=1.7.*'
+unpacked containerd-2.1 usr/bin/containerd 'containerd=2.1.*'
+unpacked lab-programs usr/sbin/runc 'runc=1.1.5*' 'busybox-static=1:1.35.*' # newer ones need a newer C library
 program virtiofsd 1.13.2
 command -v cargo-nextest >/dev/null || program cargo-nextest 0.9.143
 case ${1:-} in

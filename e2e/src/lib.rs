@@ -3,9 +3,18 @@
 
 pub mod archive;
 pub mod bench;
+pub mod cell;
+pub mod containerd;
+pub mod cri;
 pub mod host;
 pub mod lab;
+pub mod node;
+pub mod pod_images;
+pub mod rig;
 pub mod stats;
+pub mod sweep;
+pub mod traces;
 
 pub use host::Leftovers;
 pub use lab::Lab;
+pub use rig::{Pod, Rig, run_case};

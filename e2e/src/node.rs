@@ -1,0 +1,32 @@
+//! What the lab tells the programs under test: `cloister-node`'s command line and the configuration of the shim.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::Result;
+
+use crate::containerd::target_dir;
+use crate::lab::checkout;
+
+/// Where the node daemon was built.
+pub fn binary() -> Result<PathBuf> {
+    Ok(target_dir()?.join("cloister-node"))
+}
+
+/// The daemon's socket in a lab.
+pub fn socket(root: &Path) -> PathBuf {
+    root.join("node.sock")
+}
+
+/// How the daemon is started.
+pub fn command(root: &Path) -> Result<Command> {
+    let mut command = Command::new(binary()?);
+    command.arg("serve").envs(environment(root));
+    Ok(command)
+}
+
+/// The environment of containerd, and with it of every shim.
+pub fn environment(root: &Path) -> Vec<(&'static str, PathBuf)> {
+    let kernel = std::env::var_os("CLOISTER_KERNEL").map_or(checkout().join("target/microvm"), PathBuf::from);
+    vec![("CLOISTER_CONFIG", root.join("config.toml")), ("CLOISTER_KERNEL", kernel)]
+}
