@@ -75,6 +75,9 @@ pub struct RegistryArgs {
     /// Speak HTTP without TLS
     #[arg(long)]
     pub plain_http: bool,
+    /// Ask this host first for images of REGISTRY (Docker Hub when left out, * for all others); http:// for plain HTTP; can be repeated
+    #[arg(long = "mirror", value_name = "[REGISTRY=]URL")]
+    pub mirrors: Vec<String>,
     /// File with credentials [default: docker's config.json]
     #[arg(long, value_name = "FILE")]
     pub authfile: Option<PathBuf>,

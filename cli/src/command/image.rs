@@ -115,7 +115,10 @@ fn prune(global: &Global, store: &Store, args: &PruneArgs) -> Result<()> {
 }
 
 fn pull(store: &Store, reference: &Reference, args: &RegistryArgs) -> Result<ImageRecord> {
+    let mut mirrors = registry::Mirrors::default();
+    args.mirrors.iter().try_for_each(|mirror| mirrors.add(mirror))?;
     let options = registry::PullOptions {
+        mirrors,
         plain_http: args.plain_http,
         ca_cert: args.ca_cert.clone(),
         authfile: args.authfile.clone(),

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Mode, OFlags};
 
 use super::docker::{DockerArchive, DockerImage};
-use super::files::Files;
+use super::files::{FileLayers, Files};
 use super::folder::Folder;
 use super::layout::{Layout, LayoutImage};
 use super::spool::{Wrapper, spool};
@@ -95,12 +95,13 @@ pub fn import(
             Box::new(TarFile::scan(file, &name, limits.archive_entries)?)
         }
     };
+    let layers = FileLayers(&*files);
     // A recent `docker save` writes both; the OCI side has the image's real manifest.
     if let Some(layout) = Layout::open(&*files, limits)? {
         let images = choose(layout.images()?, request, files.name())?;
         return each(images, request, |image: &LayoutImage, names| {
             let plan = layout.plan(image, request.options.platform.as_ref())?;
-            import::import(store, &layout, plan, names, &request.options, progress)
+            import::import(store, &layers, plan, names, &request.options, progress)
         });
     }
     if let Some(archive) = DockerArchive::open(&*files, limits)? {
@@ -115,7 +116,7 @@ pub fn import(
                     format!("no image for {wanted}; offered: {}", plan.config.platform),
                 ));
             }
-            import::import(store, &archive, plan, names, &request.options, progress)
+            import::import(store, &layers, plan, names, &request.options, progress)
         });
     }
     Err(Error::invalid(

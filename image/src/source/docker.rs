@@ -1,7 +1,5 @@
 //! Archives of `docker save` (moby `image/spec/v1.2.md`, "Combined Image JSON + Filesystem Changeset Format").
 
-use std::io::Read;
-
 use cloister_layer::digest::Digest;
 use serde::Deserialize;
 
@@ -9,9 +7,8 @@ use super::archive::Found;
 use super::files::Files;
 use crate::config::ParsedConfig;
 use crate::error::{Error, Result};
-use crate::import::{LayerSource, LayerSpec, Limits, Plan, Stop};
+use crate::import::{LayerSpec, Limits, Plan};
 use crate::oci;
-use crate::progress::Progress;
 use crate::reference::Reference;
 
 /// A docker archive in a set of files.
@@ -123,15 +120,4 @@ impl<'a> DockerArchive<'a> {
 fn named_digest(path: &str) -> Option<Digest> {
     let hex = path.strip_suffix(".json").or_else(|| path.strip_prefix("blobs/sha256/"))?;
     format!("sha256:{hex}").parse().ok()
-}
-
-impl LayerSource for DockerArchive<'_> {
-    fn layer<'a>(
-        &'a self,
-        layer: &LayerSpec,
-        _: &'a Stop,
-        _: &'a dyn Progress,
-    ) -> Result<Box<dyn Read + Send + 'a>> {
-        Ok(Box::new(self.files.require(&layer.name)?))
-    }
 }

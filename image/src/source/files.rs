@@ -5,7 +5,11 @@ use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
+use cloister_layer::digest::Digest;
+
 use crate::error::{Error, Result};
+use crate::import::{LayerSource, LayerSpec, Stop};
+use crate::progress::Progress;
 
 /// Part of a file, read from its start without moving anyone's position.
 #[derive(Debug, Clone)]
@@ -66,5 +70,25 @@ pub(crate) trait Files: Sync {
         let mut content = Vec::with_capacity(usize::try_from(section.len()).unwrap_or(0));
         section.read_to_end(&mut content).map_err(|error| Error::invalid(subject(), error.to_string()))?;
         Ok(content)
+    }
+}
+
+/// Where a layout keeps a blob.
+pub(super) fn blob_path(digest: &Digest) -> String {
+    format!("blobs/sha256/{}", digest.hex())
+}
+
+/// The layers of an archive or layout: by digest where a manifest names one, else by the path that is the layer's name.
+pub(super) struct FileLayers<'a>(pub(super) &'a dyn Files);
+
+impl LayerSource for FileLayers<'_> {
+    fn layer<'a>(
+        &'a self,
+        layer: &LayerSpec,
+        _: &'a Stop,
+        _: &'a dyn Progress,
+    ) -> Result<Box<dyn Read + Send + 'a>> {
+        let path = layer.blob.as_ref().map(|blob| blob_path(&blob.digest));
+        Ok(Box::new(self.0.require(path.as_ref().unwrap_or(&layer.name))?))
     }
 }

@@ -1,18 +1,14 @@
 //! OCI image layouts (image-spec `image-layout.md`), as a folder or inside an archive.
 
-use std::io::Read;
-
-use cloister_layer::digest::Digest;
 use oci_spec::image::{Descriptor, ImageIndex};
 use serde::Deserialize;
 
 use super::archive::Found;
-use super::files::Files;
+use super::files::{Files, blob_path};
 use crate::error::{Error, Result};
-use crate::import::{LayerSource, LayerSpec, Limits, Plan, Stop};
+use crate::import::{Limits, Plan};
 use crate::oci::{self, BlobRef, Documents, Wish};
 use crate::platform::Platform;
-use crate::progress::Progress;
 use crate::reference::Reference;
 
 /// Annotations that carry a name: containerd's is a full reference, the OCI one may be just a tag.
@@ -142,24 +138,8 @@ impl<'a> Layout<'a> {
     }
 }
 
-fn blob_path(digest: &Digest) -> String {
-    format!("blobs/sha256/{}", digest.hex())
-}
-
 impl Documents for Layout<'_> {
     fn document(&self, blob: &BlobRef, limit: u64) -> Result<Vec<u8>> {
         self.files.read(&blob_path(&blob.digest), limit)
-    }
-}
-
-impl LayerSource for Layout<'_> {
-    fn layer<'a>(
-        &'a self,
-        layer: &LayerSpec,
-        _: &'a Stop,
-        _: &'a dyn Progress,
-    ) -> Result<Box<dyn Read + Send + 'a>> {
-        let digest = layer.blob.as_ref().map_or(&layer.diff_id, |blob| &blob.digest);
-        Ok(Box::new(self.files.require(&blob_path(digest))?))
     }
 }

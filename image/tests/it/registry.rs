@@ -408,5 +408,5 @@ fn tls_needs_a_known_ca_and_http_needs_to_be_asked_for() {
     // A registry without TLS does not get an answer to HTTPS.
     let plain = Registry::plain();
     let error = pulled(&plain.address, "app:1", &https).2.unwrap_err().to_string();
-    assert!(error.contains(&plain.address), "{error}");
+    assert!(error.contains(&plain.address) && error.contains("--plain-http"), "{error}");
 }

@@ -154,9 +154,13 @@ impl Http {
 
 impl Failure {
     fn of(error: &ureq::Error) -> Self {
+        if let Some(rustls::Error::InvalidMessage(_)) = tls(error) {
+            let why = "its answer is not TLS; if it speaks plain HTTP, say --plain-http (for a mirror: an http:// URL)";
+            return Self { why: why.to_owned(), transient: false };
+        }
         let transient = match error {
             // A certificate does not get better by trying again.
-            ureq::Error::Io(error) => !error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>()),
+            ureq::Error::Io(_) => tls(error).is_none(),
             ureq::Error::Timeout(_)
             | ureq::Error::HostNotFound
             | ureq::Error::ConnectionFailed
@@ -164,6 +168,15 @@ impl Failure {
             _ => false,
         };
         Self { why: crate::oci::short(&error.to_string()), transient }
+    }
+}
+
+/// What TLS says, if it is TLS that failed.
+fn tls(error: &ureq::Error) -> Option<&rustls::Error> {
+    match error {
+        ureq::Error::Io(error) => error.get_ref()?.downcast_ref(),
+        ureq::Error::Rustls(error) => Some(error),
+        _ => None,
     }
 }
 

@@ -28,29 +28,28 @@ pub(super) struct Endpoint {
 }
 
 impl Mirrors {
+    /// Adds a mirror behind those that are there: `REGISTRY=URL`, or a URL alone for Docker Hub, as docker's
+    /// `registry-mirrors` means it.
+    ///
+    /// # Errors
+    /// The URL is none.
+    pub fn add(&mut self, text: &str) -> Result<()> {
+        let (registry, url) = match text.split_once('=') {
+            Some((registry, url)) if !registry.is_empty() && !registry.contains('/') => (registry, url),
+            _ => (DEFAULT_REGISTRY, text),
+        };
+        endpoint(registry, url)?;
+        self.0.entry(registry.to_owned()).or_default().push(url.to_owned());
+        Ok(())
+    }
+
     /// The endpoints for an image, in the order to ask them.
     pub(super) fn endpoints(&self, reference: &Reference, plain_http: bool) -> Result<Vec<Endpoint>> {
         let registry = reference.registry();
         let listed = self.0.get(registry).or_else(|| self.0.get("*")).map_or(&[][..], Vec::as_slice);
         let mut out = Vec::with_capacity(listed.len() + 1);
         for url in listed {
-            let rest = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://"));
-            let Some(rest) = rest
-                .map(|rest| rest.trim_end_matches('/'))
-                .filter(|rest| !rest.is_empty() && !rest.contains(['?', '#', '@']))
-            else {
-                return Err(Error::invalid(
-                    format!("mirror {} of {registry}", crate::oci::short(url)),
-                    "not an http(s) URL",
-                ));
-            };
-            let (host, path) = rest.split_once('/').map_or((rest, None), |(host, path)| (host, Some(path)));
-            let base = url.trim_end_matches('/');
-            out.push(Endpoint {
-                api: if path.is_some() { base.to_owned() } else { format!("{base}/v2") },
-                registry: host.to_owned(),
-                query: format!("?ns={registry}"),
-            });
+            out.push(endpoint(registry, url)?);
         }
         let host = if registry == DEFAULT_REGISTRY { "registry-1.docker.io" } else { registry };
         let scheme = if plain_http { "http" } else { "https" };
@@ -61,6 +60,25 @@ impl Mirrors {
         });
         Ok(out)
     }
+}
+
+/// A mirror's URL taken apart.
+fn endpoint(registry: &str, url: &str) -> Result<Endpoint> {
+    let rest = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://"));
+    let Some(rest) = rest
+        .map(|rest| rest.trim_end_matches('/'))
+        .filter(|rest| !rest.is_empty() && !rest.contains(['?', '#', '@']))
+    else {
+        let subject = format!("mirror {} of {registry}", crate::oci::short(url));
+        return Err(Error::invalid(subject, "not an http(s) URL"));
+    };
+    let (host, path) = rest.split_once('/').map_or((rest, None), |(host, path)| (host, Some(path)));
+    let base = url.trim_end_matches('/');
+    Ok(Endpoint {
+        api: if path.is_some() { base.to_owned() } else { format!("{base}/v2") },
+        registry: host.to_owned(),
+        query: format!("?ns={registry}"),
+    })
 }
 
 #[cfg(test)]
@@ -91,6 +109,20 @@ mod tests {
         );
         assert_eq!(apis(json, "ghcr.io/a/b"), ["https://all.example/v2?ns=ghcr.io", "https://ghcr.io/v2"]);
         assert_eq!(apis("{}", "localhost:5000/a"), ["https://localhost:5000/v2"]);
+    }
+
+    #[test]
+    fn mirrors_are_added_as_people_write_them() {
+        let mut mirrors = Mirrors::default();
+        for text in ["https://near:5000", "ghcr.io=http://a/v2/x=y", "ghcr.io=https://b", "*=https://all"] {
+            mirrors.add(text).unwrap();
+        }
+        let of = |registry: &str| mirrors.0[registry].join(" ");
+        assert_eq!(of("docker.io"), "https://near:5000");
+        assert_eq!((of("ghcr.io"), of("*")), ("http://a/v2/x=y https://b".into(), "https://all".into()));
+        for text in ["", "near:5000", "ghcr.io=near:5000", "=https://a", "ghcr.io=", "ghcr.io=https://"] {
+            assert!(mirrors.add(text).is_err(), "{text}");
+        }
     }
 
     #[test]

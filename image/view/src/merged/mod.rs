@@ -3,8 +3,9 @@
 //! Source: `Documentation/filesystems/overlayfs.rst` and `fs/overlayfs/namei.c` (Linux 6.12). A name belongs to the
 //! highest layer that has it. A character device 0:0 there hides it in all layers below and is not shown itself.
 //! Directories of the same name merge, with the highest one's attributes, down to the first that is opaque
-//! (`trusted.overlay.opaque=y`) or the first layer where the name is something else. As in the kernel, an opaque
-//! mark on a layer's root does nothing. Hard links stay links inside one layer. `trusted.overlay.*` attributes are
+//! (`trusted.overlay.opaque=y`) or the first layer where the name is something else. The kernel looks for no mark on a
+//! layer's root; a layer whose root is opaque (`.wh..wh..opq` in it) hides all lower ones nevertheless, and who stacks
+//! layers in a guest leaves those out as is done here. Hard links stay links inside one layer. `trusted.overlay.*` attributes are
 //! overlayfs' own and not shown; the escaped `trusted.overlay.overlay.*` are shown unescaped.
 //!
 //! Memory: a listing holds one directory block (at most 4 KiB) per layer, whatever the size of the directory. A
@@ -122,8 +123,11 @@ impl Merged {
     pub fn root(&self) -> Result<Node> {
         let mut parts = Vec::with_capacity(self.layers.len());
         for (layer, image) in (0..).zip(&self.layers) {
-            let nid = image.root()?.nid;
-            parts.push(Part { id: NodeId { layer, nid }, parent: nid });
+            let root = image.root()?;
+            parts.push(Part { id: NodeId { layer, nid: root.nid }, parent: root.nid });
+            if self.ends_merge(image, &root)? {
+                break;
+            }
         }
         Ok(Node { layer: 0, inode: self.layers[0].root()?, parts })
     }

@@ -9,14 +9,19 @@ use crate::support::{
 };
 use crate::support::{private_mounts, sh};
 
-/// Turns folders `l0`, `l1`, … of `dir` into EROFS files and compares overlayfs over their mounts with our view.
+/// Turns folders `l0`, `l1`, … of `dir` into EROFS files and compares overlayfs over their mounts with our view. Layers
+/// below an opaque root are left out for overlayfs, which does not look for that mark.
 fn compare(dir: &Path, count: usize) {
     let mut mounts: Vec<PathBuf> = Vec::new();
     let mut images = Vec::new();
     for index in 0..count {
         let (file, on) = (dir.join(format!("{index}.erofs")), dir.join(format!("m{index}")));
-        mkfs_erofs(&dir.join(format!("l{index}")), &file, &["-b512", "-x-1"]);
+        mkfs_erofs(&dir.join(format!("l{index}")), &file, &["-b512"]);
         mount(&file, &on, "erofs");
+        let mut mark = [0; 2];
+        if rustix::fs::getxattr(&on, "trusted.overlay.opaque", &mut mark[..]) == Ok(1) && mark[0] == b'y' {
+            mounts.clear();
+        }
         mounts.push(on);
         images.push(open(&file));
     }
@@ -47,13 +52,34 @@ fn layers_merge_as_overlayfs_merges_them() {
         # Gone, then back; a folder over a file over a folder.
         echo again > l2/file-1; white l2/sticky; mkdir l3/sticky; echo back > l3/sticky/back
         white l2/sub/deeper; mkdir l3/sub/deeper; echo anew > l3/sub/deeper/anew
-        # Marks that are nobody's business; a mark on the root.
+        # Marks that are nobody's business.
         setfattr -n trusted.overlay.opaque -v n l3/sub; setfattr -n trusted.overlay.origin -v 0x00 l2/pair
         setfattr -n trusted.overlay.overlay.opaque -v y l3/sticky; setfattr -n trusted.mine -v 1 l3/sticky
-        opaque l2; chmod 700 l3; touch -d 2019-01-01 l3; setfattr -n user.root -v top l3
+        setfattr -n trusted.overlay.opaque -v n l2; chmod 700 l3; touch -d 2019-01-01 l3; setfattr -n user.root -v top l3
         "#,
     );
     compare(dir.path(), 4);
+}
+
+#[test]
+fn a_layer_with_an_opaque_root_hides_all_lower_ones() {
+    private_mounts();
+    let dir = tempfile::tempdir().unwrap();
+    sh(
+        dir.path(),
+        r#"
+        mkdir -p l0/a l1/a l2/a; echo 0 > l0/a/low; echo 0 > l0/gone; echo 1 > l1/a/mid; echo 2 > l2/a/high
+        setfattr -n trusted.overlay.opaque -v y l1
+        "#,
+    );
+    compare(dir.path(), 3);
+    let layers = (0..3).map(|index| open(&dir.path().join(format!("{index}.erofs")))).collect();
+    let merged = Merged::new(layers).unwrap();
+    let names = |node| merged.children(&node).unwrap().map(|child| child.unwrap()).collect::<Vec<_>>();
+    let root = names(merged.root().unwrap());
+    assert_eq!(root.iter().map(|child| &child.name[..]).collect::<Vec<_>>(), [b"a"]);
+    let below: Vec<_> = names(root[0].node.clone()).into_iter().map(|child| child.name).collect();
+    assert_eq!(below, [&b"high"[..], b"mid"]);
 }
 
 mod random {
