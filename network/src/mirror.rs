@@ -16,6 +16,8 @@ use crate::{Error, Netns, Result};
 /// `TC_H_INGRESS` and, for filters, `TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_INGRESS)`, of linux/pkt_sched.h; the latter also
 /// names the ingress of a `clsact` that somebody else put there.
 const INGRESS: u32 = 0xffff_fff1;
+/// The handle such a discipline has. Without it, one of somebody else would be replaced.
+const INGRESS_HANDLE: u32 = 0xffff_0000;
 const INGRESS_FILTERS: u32 = 0xffff_fff2;
 /// Our filter's priority (the upper half) for frames of every protocol (`ETH_P_ALL` in network order).
 const FILTER_INFO: u32 = (1 << 16) | (libc::ETH_P_ALL as u16).to_be() as u32;
@@ -110,7 +112,7 @@ fn take_apart(socket: &mut Socket, interface: &Interface) -> Result<()> {
         Err(e) if matches!(e.raw_os_error(), Some(libc::ENODEV | libc::ENOENT | libc::EINVAL)) => Ok(()),
         other => other,
     };
-    let filter = traffic(libc::RTM_DELTFILTER, 0, interface.index, INGRESS_FILTERS, FILTER_INFO);
+    let filter = traffic(libc::RTM_DELTFILTER, 0, interface.index, 0, INGRESS_FILTERS, FILTER_INFO);
     gone(socket.request(filter)).map_err(Error::kernel("end the redirection of", &interface.name))?;
     gone(socket.request(ingress(libc::RTM_DELQDISC, 0, interface.index)))
         .map_err(Error::kernel("remove the queueing discipline of", &interface.name))?;
@@ -129,13 +131,14 @@ fn set_link(index: u32, flags: libc::c_int) -> Message {
 }
 
 /// A message about traffic control, with its `tcmsg`.
-fn traffic(kind: u16, flags: libc::c_int, index: u32, parent: u32, info: u32) -> Message {
-    let header: Vec<u8> = [0, index, 0, parent, info].iter().flat_map(|field| field.to_ne_bytes()).collect();
+fn traffic(kind: u16, flags: libc::c_int, index: u32, handle: u32, parent: u32, info: u32) -> Message {
+    let header: Vec<u8> =
+        [0, index, handle, parent, info].iter().flat_map(|field| field.to_ne_bytes()).collect();
     Message::new(kind, flags, &header)
 }
 
 fn ingress(kind: u16, flags: libc::c_int, index: u32) -> Message {
-    traffic(kind, flags, index, INGRESS, 0).with_name(libc::TCA_KIND, "ingress")
+    traffic(kind, flags, index, INGRESS_HANDLE, INGRESS, 0).with_name(libc::TCA_KIND, "ingress")
 }
 
 /// A filter that takes every frame arriving at `from` and sends it by `to`.
@@ -148,7 +151,7 @@ fn redirect(from: u32, to: u32) -> Message {
     let parameters: Vec<u8> =
         [0, 0, STOLEN, 0, 0, EGRESS_REDIRECT, to].iter().flat_map(|field| field.to_ne_bytes()).collect();
     let flags = libc::NLM_F_CREATE | libc::NLM_F_EXCL;
-    traffic(libc::RTM_NEWTFILTER, flags, from, INGRESS_FILTERS, FILTER_INFO)
+    traffic(libc::RTM_NEWTFILTER, flags, from, 0, INGRESS_FILTERS, FILTER_INFO)
         .with_name(libc::TCA_KIND, "u32")
         .nest(libc::TCA_OPTIONS, |m| {
             m.with(U32_SELECTOR, &selector).nest(U32_ACTIONS, |m| {

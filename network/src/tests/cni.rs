@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::{Space, guest_of, transfer};
+use super::{Space, guest_of, settle, transfer};
 
 /// Where Debian's containernetworking-plugins puts them.
 const PLUGINS: &str = "/usr/lib/cni";
@@ -95,6 +95,7 @@ async fn bridge_with_host_ports_and_bandwidth_limits() {
         ],
     );
     let (_, guest) = guest_of(&pod).await;
+    settle(&host);
     let gateway = "10.77.0.1";
     let to_guest = format!("{}:80", chain.address(0));
     let to_guest6 = format!("[{}]:80", chain.address(1));
@@ -121,6 +122,7 @@ async fn point_to_point_without_a_connected_route() {
     );
     let (interfaces, guest) = guest_of(&pod).await;
     assert_eq!(interfaces[0].mtu, 1420);
+    settle(&host);
     transfer(&host, &guest.space, "0.0.0.0:80", &format!("{}:80", chain.address(0)), 1 << 20);
     transfer(&host, &guest.space, "[::]:80", &format!("[{}]:80", chain.address(1)), 1 << 20);
     transfer(&guest.space, &host, "0.0.0.0:81", "10.77.0.1:81", 1 << 20);

@@ -183,6 +183,15 @@ fn pump(a: &OwnedFd, b: &OwnedFd, longest: &AtomicUsize, stop: &AtomicBool) {
     }
 }
 
+/// Waits until every address is usable: a connection begun earlier takes another interface's.
+pub(crate) fn settle(space: &Space) {
+    let began = std::time::Instant::now();
+    while !space.ip("-6 addr show tentative").is_empty() {
+        assert!(began.elapsed() < LIMIT);
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
 /// The pod's interfaces, mirrored and joined with a guest.
 pub(crate) async fn guest_of(pod: &Space) -> (Vec<Interface>, Guest) {
     let netns = pod.netns();
@@ -205,7 +214,14 @@ pub(crate) fn transfer(from: &Space, to: &Space, listen: &str, connect: &str, le
         stream.read_to_end(&mut all).unwrap();
         stream.write_all(&sum(&all).to_be_bytes()).unwrap();
     });
-    let mut stream = from.enter(|| TcpStream::connect_timeout(&address, LIMIT).unwrap());
+    let mut stream = match from.enter(|| TcpStream::connect_timeout(&address, LIMIT)) {
+        Ok(stream) => stream,
+        Err(error) => {
+            let state =
+                |space: &Space| ["addr", "route", "-6 route", "neigh"].map(|what| space.ip(what)).join("");
+            panic!("{connect}: {error}\nfrom\n{}to\n{}", state(from), state(to));
+        }
+    };
     stream.set_read_timeout(Some(LIMIT)).unwrap();
     let began = std::time::Instant::now();
     stream.write_all(&bytes).unwrap();
