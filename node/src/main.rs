@@ -1,3 +1,44 @@
-//! `cloister-node`: the daemon of each node.
+//! `cloister-node`: the daemon of each node. It gives containerd a snapshotter and a differ that turn image layers into
+//! file systems for microVMs, and collects metrics.
 
-fn main() {}
+mod api;
+mod blocking;
+mod config;
+mod containerd;
+mod daemon;
+mod differ;
+mod error;
+mod listen;
+mod metrics;
+mod mounts;
+mod route;
+mod snapshots;
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("cloister-node: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
+    let config = config::Args::parse().settle()?;
+    let filter = EnvFilter::try_new(&config.log_level)
+        .with_context(|| format!("log level {:?}: try warn, info or debug", config.log_level))?;
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    // Disk work has threads of its own; what is left is passing bytes on.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let result = runtime.block_on(daemon::run(config));
+    // A conversion that still runs leaves only what the next start removes.
+    runtime.shutdown_background();
+    result
+}

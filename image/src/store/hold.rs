@@ -19,7 +19,12 @@ const ATTEMPTS: usize = 100;
 impl Store {
     /// Keeps `layer` from being pruned until `owner` releases it. `owner` is a file name.
     pub fn hold(&self, layer: &LayerFile, owner: &str) -> Result<()> {
-        let dir = self.hold_path(&layer.diff_id);
+        self.hold_id(&layer.diff_id, owner)
+    }
+
+    /// As [`Store::hold`], for a layer that is about to be made.
+    pub(super) fn hold_id(&self, diff_id: &Digest, owner: &str) -> Result<()> {
+        let dir = self.hold_path(diff_id);
         let path = dir.join(owner);
         for attempt in 1.. {
             std::fs::create_dir_all(&dir).at("make", &dir)?;

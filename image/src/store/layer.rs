@@ -72,7 +72,8 @@ impl Store {
         Ok(layers)
     }
 
-    /// Converts one layer blob whose diff ID is not known beforehand. The blob itself is not kept.
+    /// Converts one layer blob whose diff ID is not known beforehand, and holds the layer for `owner` from the moment it is
+    /// visible. The blob itself is not kept.
     ///
     /// Two callers that convert one blob at the same time get the same file; who wants the work done once has a lock of
     /// its own around this.
@@ -85,12 +86,14 @@ impl Store {
         name: &str,
         expected: &Expected,
         limits: &Limits,
+        owner: &str,
     ) -> Result<(LayerFile, Converted)> {
         let temp = self.temp()?;
         let (out, out_path) = temp.file("layer")?;
         let converted = cloister_layer::convert(blob, expected, &out, limits, &|_| {})
             .map_err(|source| Error::Layer { layer: name.to_owned(), source })?;
         let _lock = self.layer_lock(&converted.diff_id)?;
+        self.hold_id(&converted.diff_id, owner)?;
         let layer = match self.open_layer(&converted.diff_id)? {
             Some(layer) => layer,
             None => self.publish_layer(out, &out_path, &converted.diff_id)?,

@@ -140,6 +140,21 @@ impl Merged {
         self.children_of(&dir.parts)
     }
 
+    /// What `name` stands for in `dir`; `None` when there is no such name.
+    ///
+    /// # Errors
+    /// When a layer's directory cannot be read.
+    pub fn lookup(&self, dir: &Node, name: &[u8]) -> Result<Option<Node>> {
+        let mut found = Vec::with_capacity(1);
+        for part in &dir.parts {
+            let image = self.layer(part.id.layer);
+            if let Some(nid) = image.lookup(&image.inode(part.id.nid)?, name)? {
+                found.push((*part, nid));
+            }
+        }
+        self.resolve(&found)
+    }
+
     fn children_of(&self, parts: &[Part]) -> Result<Children<'_>> {
         let mut cursors = Vec::with_capacity(parts.len());
         for part in parts {

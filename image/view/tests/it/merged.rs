@@ -27,7 +27,14 @@ fn compare(dir: &Path, count: usize) {
     }
     let merged = dir.join("merged");
     mount_overlay(&mounts, &merged);
-    assert_same(&picture_merged(&Merged::new(images).unwrap()), &picture(&merged));
+    let ours = Merged::new(images).unwrap();
+    assert_same(&picture_merged(&ours), &picture(&merged));
+    let root = ours.root().unwrap();
+    for child in ours.children(&root).unwrap() {
+        let child = child.unwrap();
+        assert_eq!(ours.lookup(&root, &child.name).unwrap().unwrap().id(), child.node.id());
+    }
+    assert!(ours.lookup(&root, b"no such name").unwrap().is_none());
 }
 
 #[test]

@@ -1,0 +1,135 @@
+//! The daemon as a client of the containerd it serves.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixStream;
+use tonic::metadata::{Ascii, MetadataMap, MetadataValue};
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Request};
+
+use crate::api::containers::v1 as containers;
+use crate::api::content::v1 as content;
+use crate::error::{Error, Result};
+
+/// How long containerd may take for a look-up.
+const DEADLINE: Duration = Duration::from_secs(10);
+/// Header with containerd's namespace.
+const NAMESPACE: &str = "containerd-namespace";
+/// The namespace of the CRI, where a container's snapshot has the container's id.
+const CRI: &str = "k8s.io";
+
+/// Whose a snapshot is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Owner {
+    /// A container of our shim.
+    MicroVm,
+    /// A container of another runtime, or a caller that mounts by itself.
+    Other,
+    /// No container that containerd knows of.
+    Unknown,
+}
+
+/// A connection to containerd, made when first used and again when lost.
+#[derive(Debug, Clone)]
+pub struct Containerd {
+    channel: Channel,
+}
+
+impl Containerd {
+    /// Connects lazily to the socket at `path`.
+    pub fn new(path: PathBuf) -> Result<Self> {
+        // The address is only used for the connector's own socket.
+        let endpoint = Endpoint::try_from("http://containerd")
+            .map_err(|error| Error::Invalid(error.to_string()))?
+            .connect_timeout(DEADLINE);
+        let channel = endpoint.connect_with_connector_lazy(tower::service_fn(move |_| {
+            let path = path.clone();
+            async move { UnixStream::connect(path).await.map(TokioIo::new) }
+        }));
+        Ok(Self { channel })
+    }
+
+    /// Whose snapshot `key` is.
+    pub async fn owner(&self, namespace: &str, key: &str) -> Result<Owner> {
+        let mut client = containers::containers_client::ContainersClient::new(self.channel.clone());
+        let get = containers::GetContainerRequest { id: key.to_owned() };
+        let found = match client.get(request(namespace, get)?).await {
+            Ok(reply) => reply.into_inner().container,
+            Err(status) if status.code() == Code::NotFound => None,
+            Err(status) => return Err(failed("look up a container", &status)),
+        };
+        let matches = |container: &containers::Container| container.snapshot_key == key;
+        let mut found = found.filter(matches);
+        if found.is_none() && namespace != CRI {
+            // Other clients may give a snapshot another name than its container.
+            let list = request(namespace, containers::ListContainersRequest::default())?;
+            let reply = client.list(list).await.map_err(|status| failed("list containers", &status))?;
+            found = reply.into_inner().containers.into_iter().find(matches);
+        }
+        Ok(match found.and_then(|container| container.runtime) {
+            Some(runtime) if is_ours(&runtime.name) => Owner::MicroVm,
+            Some(_) => Owner::Other,
+            None => Owner::Unknown,
+        })
+    }
+
+    /// Starts to read a blob from its beginning.
+    pub async fn read(
+        &self,
+        namespace: &str,
+        digest: &str,
+    ) -> Result<tonic::Streaming<content::ReadContentResponse>> {
+        let mut client = content::content_client::ContentClient::new(self.channel.clone());
+        let read = content::ReadContentRequest { digest: digest.to_owned(), offset: 0, size: 0 };
+        // The deadline of a whole layer would be a guess: whoever reads waits for each piece only so long.
+        let mut request = request(namespace, read)?;
+        request.set_timeout(Duration::from_secs(24 * 3600));
+        let reply = client.read(request).await.map_err(|status| match status.code() {
+            Code::NotFound => Error::NotFound(format!("blob {digest} in containerd")),
+            _ => failed("read a blob", &status),
+        })?;
+        Ok(reply.into_inner())
+    }
+}
+
+/// The namespace a call is about.
+pub fn namespace(metadata: &MetadataMap) -> Result<&str> {
+    metadata
+        .get(NAMESPACE)
+        .and_then(|value| value.to_str().ok())
+        .ok_or_else(|| Error::Invalid(format!("the call names no namespace (header {NAMESPACE})")))
+}
+
+/// Whether a runtime name, or the path of a shim, is our shim's.
+fn is_ours(runtime: &str) -> bool {
+    let binary = runtime.rsplit('/').next().unwrap_or(runtime);
+    runtime.starts_with("io.containerd.cloister.") || binary.starts_with("containerd-shim-cloister-")
+}
+
+fn request<T>(namespace: &str, message: T) -> Result<Request<T>> {
+    let value: MetadataValue<Ascii> =
+        namespace.parse().map_err(|_| Error::Invalid(format!("{namespace:?} is not a namespace")))?;
+    let mut request = Request::new(message);
+    request.metadata_mut().insert(NAMESPACE, value);
+    request.set_timeout(DEADLINE);
+    Ok(request)
+}
+
+fn failed(what: &str, status: &tonic::Status) -> Error {
+    Error::Containerd(format!("cannot {what}: {}", status.message()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_our_shim_is_ours() {
+        assert!(is_ours("io.containerd.cloister.v2"));
+        assert!(is_ours("/usr/local/bin/containerd-shim-cloister-v2"));
+        assert!(!is_ours("io.containerd.runc.v2"));
+        assert!(!is_ours(""));
+    }
+}

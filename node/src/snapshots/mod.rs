@@ -1,0 +1,11 @@
+//! The snapshotter: layers, images and containers as containerd names them.
+
+mod chain;
+pub mod disk;
+mod filter;
+pub mod record;
+pub mod service;
+pub mod state;
+#[cfg(test)]
+mod tests;
+mod usage;
