@@ -29,6 +29,8 @@ pub enum Version {
 pub enum Handler {
     /// The peer: ordinary containers.
     Runc,
+    /// Ordinary containers whose layers `cloister-node` mounts.
+    RuncLayers,
     /// MicroVMs with the layer snapshotter.
     Cloister,
     /// MicroVMs through the sandbox service; containerd 2.x only.
@@ -42,6 +44,7 @@ impl Handler {
     pub fn name(self) -> &'static str {
         match self {
             Handler::Runc => "runc",
+            Handler::RuncLayers => "runc-layers",
             Handler::Cloister => "cloister",
             Handler::CloisterSandbox => "cloister-sandbox",
             Handler::CloisterOverlayfs => "cloister-overlayfs",
@@ -50,6 +53,11 @@ impl Handler {
 
     /// Whether pods are microVMs.
     pub fn is_microvm(self) -> bool {
+        !matches!(self, Handler::Runc | Handler::RuncLayers)
+    }
+
+    /// Whether images are unpacked by `cloister-node`.
+    pub fn needs_node(self) -> bool {
         self != Handler::Runc
     }
 }

@@ -18,10 +18,29 @@ pub fn socket(root: &Path) -> PathBuf {
     root.join("node.sock")
 }
 
+/// The daemon's folder in a lab: images, snapshots.
+pub fn store(root: &Path) -> PathBuf {
+    root.join("images")
+}
+
+/// Where the daemon serves its metrics.
+pub fn metrics(root: &Path) -> PathBuf {
+    root.join("metrics.sock")
+}
+
 /// How the daemon is started.
 pub fn command(root: &Path) -> Result<Command> {
     let mut command = Command::new(binary()?);
-    command.arg("serve").envs(environment(root));
+    command
+        .arg("--root")
+        .arg(store(root))
+        .arg("--address")
+        .arg(socket(root))
+        .arg("--containerd")
+        .arg(root.join("containerd.sock"))
+        .arg("--metrics-address")
+        .arg(format!("unix:{}", metrics(root).display()))
+        .args(["--log-level", "debug"]);
     Ok(command)
 }
 

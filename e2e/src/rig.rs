@@ -65,7 +65,7 @@ fn fail(reason: &str) -> ! {
 impl Rig {
     /// Starts a lab with these images.
     pub fn start(version: Version, handler: Handler, images: &[&str]) -> Result<Rig> {
-        let lab = Containerd::start(version, handler.is_microvm(), images)?;
+        let lab = Containerd::start(version, handler.needs_node(), images)?;
         Ok(Rig { lab, handler, counter: AtomicU32::new(0) })
     }
 

@@ -14,6 +14,7 @@ mod mounts;
 mod route;
 mod snapshots;
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
@@ -32,9 +33,15 @@ fn main() -> ExitCode {
 
 fn run() -> Result<()> {
     let config = config::Args::parse().settle()?;
-    let filter = EnvFilter::try_new(&config.log_level)
+    // The transport below gRPC tells every frame on `debug`.
+    let filter = EnvFilter::try_new(format!("h2=warn,{}", config.log_level))
         .with_context(|| format!("log level {:?}: try warn, info or debug", config.log_level))?;
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .init();
     // Disk work has threads of its own; what is left is passing bytes on.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let result = runtime.block_on(daemon::run(config));

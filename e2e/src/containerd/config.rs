@@ -87,6 +87,9 @@ fn runtimes(table: &str, sandboxers: bool, with_node: bool) -> String {
   runtime_type = "io.containerd.runc.v2"
   [{table}.runc.options]
     SystemdCgroup = false
+[{table}.runc-layers]
+  runtime_type = "io.containerd.runc.v2"
+  snapshotter = "{layers}"
 "#
     );
     let mut handlers =
@@ -180,12 +183,18 @@ fn image_platforms(with_node: bool) -> String {
     if !with_node {
         return String::new();
     }
-    ["cloister", "cloister-sandbox"]
-        .map(|handler| {
-            format!(
-                "[plugins.\"io.containerd.cri.v1.images\".runtime_platforms.{handler}]\n  \
-                 snapshotter = \"cloister\"\n  platform = \"linux/amd64\"\n"
-            )
-        })
-        .concat()
+    // The transfer service, which `ctr` imports with, takes the first of these unless told otherwise.
+    let unpack = [("overlayfs", "walking"), ("cloister", "cloister-diff")].map(|(snapshotter, differ)| {
+        format!(
+            "[[plugins.\"io.containerd.transfer.v1.local\".unpack_config]]\n  platform = \"linux/amd64\"\n  \
+             snapshotter = \"{snapshotter}\"\n  differ = \"{differ}\"\n"
+        )
+    });
+    let platforms = ["cloister", "cloister-sandbox", "runc-layers"].map(|handler| {
+        format!(
+            "[plugins.\"io.containerd.cri.v1.images\".runtime_platforms.{handler}]\n  \
+             snapshotter = \"cloister\"\n  platform = \"linux/amd64\"\n"
+        )
+    });
+    unpack.concat() + &platforms.concat()
 }

@@ -100,8 +100,11 @@ impl Sum {
     }
 }
 
-/// One sample: name, labels with their values still escaped, value. `None` for anything unusual.
-fn parse(line: &str) -> Option<(&str, Vec<(&str, &str)>, f64)> {
+/// Name, labels with their values still escaped, value.
+type Sample<'l> = (&'l str, Vec<(&'l str, &'l str)>, f64);
+
+/// Reads one line; `None` for anything unusual.
+fn parse(line: &str) -> Option<Sample<'_>> {
     let end = line.find(|c: char| !(c.is_ascii_alphanumeric() || c == '_' || c == ':'))?;
     let (name, mut rest) = line.split_at(end);
     if name.is_empty() {

@@ -67,9 +67,8 @@ fn free_loop(backing: &File) -> rustix::io::Result<(OwnedFd, String)> {
     }
     let path = format!("/dev/loop{number}");
     let device = rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-    let mut config = LoopConfig::default();
-    config.fd = backing.as_raw_fd().cast_unsigned();
-    config.info.flags = LO_FLAGS_READ_ONLY | LO_FLAGS_AUTOCLEAR;
+    let info = LoopInfo { flags: LO_FLAGS_READ_ONLY | LO_FLAGS_AUTOCLEAR, ..LoopInfo::default() };
+    let config = LoopConfig { fd: backing.as_raw_fd().cast_unsigned(), info, ..LoopConfig::default() };
     // SAFETY: `config` has the layout of `struct loop_config` and outlives the call, which only reads it.
     let result = unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CONFIGURE, &raw const config) };
     if result < 0 { Err(last_error()) } else { Ok((device, path)) }

@@ -62,7 +62,7 @@ impl Filter {
 
 /// The field of a snapshot at `path`; `None` when it has none.
 fn field<'r>(record: &'r Record, path: &[String]) -> Option<&'r str> {
-    let value = match path {
+    Some(match path {
         [name] if name == "name" => &record.name,
         [name] if name == "parent" => &record.parent,
         [name] if name == "kind" => record.kind.name(),
@@ -70,8 +70,7 @@ fn field<'r>(record: &'r Record, path: &[String]) -> Option<&'r str> {
             return record.labels.get(&key.join(".")).map(String::as_str);
         }
         _ => return None,
-    };
-    Some(value).filter(|value| !value.is_empty())
+    })
 }
 
 struct Rest<'t> {
@@ -218,8 +217,8 @@ mod tests {
         for text in [
             "",
             "name",
-            "kind==Committed",
-            "kind!=View",
+            "kind==committed",
+            "kind!=view",
             "labels.plain==x",
             "labels.other!=y",
             "labels.plain",
@@ -227,7 +226,7 @@ mod tests {
             assert!(ask(text), "{text}");
         }
         for text in
-            ["labels.other", "nonsense", "name==x", "kind==Active", "kind==Committed,name==x", "labels"]
+            ["labels.other", "nonsense", "name==x", "kind==active", "kind==committed,name==x", "labels"]
         {
             assert!(!ask(text), "{text}");
         }

@@ -25,9 +25,9 @@ impl Kind {
     /// The name in filters.
     pub fn name(self) -> &'static str {
         match self {
-            Self::View => "View",
-            Self::Active => "Active",
-            Self::Committed => "Committed",
+            Self::View => "view",
+            Self::Active => "active",
+            Self::Committed => "committed",
         }
     }
 }
