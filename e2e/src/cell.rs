@@ -21,6 +21,8 @@ const INIT: &str = "set -e
 mount -t tmpfs -o mode=755 tmpfs /run
 mkdir -p /run/lock /var/lib/cni
 mount -t tmpfs -o mode=755 tmpfs /var/lib/cni
+printf '127.0.0.1 localhost\\n::1 localhost\\n' >/run/hosts
+mount --bind /run/hosts /etc/hosts
 ip link set lo up
 sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1
 echo ready

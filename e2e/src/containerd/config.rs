@@ -152,6 +152,7 @@ fn v3_dialect(root: &Path, with_node: bool) -> String {
 [plugins."io.containerd.cri.v1.images"]
   snapshotter = "overlayfs"
   disable_snapshot_annotations = false
+  use_local_image_pull = true
 [plugins."io.containerd.cri.v1.images".pinned_images]
   sandbox = "{}"
 [plugins."io.containerd.cri.v1.runtime"]

@@ -14,6 +14,8 @@ macro_rules! cases {
     (@module $module:ident $version:ident $handler:ident $images:tt $($case:ident),+) => {
         mod $module {
             use cloister_e2e::containerd::{Handler, Version};
+            #[allow(unused_imports, reason = "for the names of images")]
+            use super::*;
             $(
                 #[test]
                 fn $case() {
@@ -25,3 +27,10 @@ macro_rules! cases {
 }
 
 mod life;
+mod logs;
+mod network;
+mod process;
+mod resources;
+mod restrictions;
+mod rootfs;
+mod volumes;
