@@ -51,8 +51,7 @@ async fn main() -> Result<()> {
         });
     };
     let count = rest.first().and_then(|n| n.parse().ok()).unwrap_or(10);
-    let mut host = Host::debian(virtiofsd.into(), Some(User { uid: 65534, gid: 65534 }));
-    if let Some(q) = std::env::var_os("QEMU") { host.qemu = q.into(); }
+    let host = Host::debian(virtiofsd.into(), Some(User { uid: 65534, gid: 65534 }));
     let dir = std::env::temp_dir().join(format!("cloister-boot-{}", std::process::id()));
     std::fs::create_dir(&dir).map_err(|source| Error::Os { what: "create a folder", source })?;
     let mut runs = Vec::new();

@@ -69,6 +69,8 @@ pub struct VmConfig {
     pub accel: Accel,
     /// The console's log.
     pub console: Console,
+    /// The network namespace the monitor runs in (`/run/netns/…`); ours if absent. Needs root.
+    pub netns: Option<PathBuf>,
     /// A folder written by [`crate::Vmm::snapshot`] of a VM with this same configuration: continue from there.
     pub restore: Option<PathBuf>,
 }
@@ -93,6 +95,7 @@ impl VmConfig {
             hotplug_ports: crate::qemu::ports::MAX_PORTS,
             accel: Accel::Auto,
             console,
+            netns: None,
             restore: None,
         }
     }

@@ -9,6 +9,7 @@
 //! disk's format. QEMU and `virtiofsd` die with the process that started them, whatever ends it.
 
 pub mod accel;
+mod bootfile;
 mod config;
 mod console;
 mod disk;

@@ -12,7 +12,11 @@ use std::process::{Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, OnceLock, mpsc};
 
 use rustix::process::{
-    Pid, PidfdFlags, Resource, Rlimit, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
+    Gid, Pid, PidfdFlags, Resource, Rlimit, Signal, Uid, WaitId, WaitIdOptions, pidfd_open,
+    pidfd_send_signal, waitid,
+};
+use rustix::thread::{
+    LinkNameSpaceType, move_into_link_name_space, set_thread_groups, set_thread_res_gid, set_thread_res_uid,
 };
 use tokio::io::AsyncReadExt;
 use tokio::io::unix::AsyncFd;
@@ -43,6 +47,8 @@ pub(crate) struct Launch {
     /// Descriptors the program inherits under their present numbers; every other one is closed.
     pub inherit: Vec<OwnedFd>,
     pub user: Option<User>,
+    /// The network namespace it runs in; ours otherwise. Needs root.
+    pub netns: Option<OwnedFd>,
     /// Upper limit of open files.
     pub open_files: u64,
 }
@@ -87,16 +93,15 @@ impl Launch {
         let mut command = Command::new(&self.program);
         command.args(&self.args).env_clear().stdin(Stdio::null());
         command.stdout(stderr.try_clone()?).stderr(stderr).current_dir("/");
-        if let Some(user) = self.user {
-            // The standard library empties the supplementary groups when root sets a uid.
-            command.gid(user.gid).uid(user.uid);
-        }
         let inherit: Vec<RawFd> = self.inherit.iter().map(AsRawFd::as_raw_fd).collect();
         let parent = std::process::id();
-        let open_files = self.open_files;
+        let (netns, user, open_files) = (self.netns, self.user, self.open_files);
         // SAFETY: the closure makes system calls only; it neither allocates nor takes a lock.
         unsafe {
-            command.pre_exec(move || prepare_child(parent, &inherit, open_files));
+            command.pre_exec(move || {
+                become_nobody(netns.as_ref(), user)?;
+                prepare_child(parent, &inherit, open_files)
+            });
         }
         let child = command.spawn()?;
         let pid = child.id();
@@ -104,6 +109,21 @@ impl Launch {
         // The child is ours and not yet reaped, so its number cannot have been reused.
         Ok((pid, pidfd_open(raw, PidfdFlags::empty())?))
     }
+}
+
+/// Runs in the child between fork and exec: enters the namespace, which needs root, then gives root up.
+fn become_nobody(netns: Option<&OwnedFd>, user: Option<User>) -> io::Result<()> {
+    if let Some(netns) = netns {
+        move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))?;
+    }
+    if let Some(User { uid, gid }) = user {
+        // The calls of the system, not of libc, which would want to tell other threads: here is only one.
+        let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
+        set_thread_groups(&[])?;
+        set_thread_res_gid(gid, gid, gid)?;
+        set_thread_res_uid(uid, uid, uid)?;
+    }
+    Ok(())
 }
 
 /// Runs in the child between fork and exec, after the change of user (which clears the death signal).
@@ -279,6 +299,7 @@ mod tests {
             args: vec!["-c".into(), script.into()],
             inherit: Vec::new(),
             user: None,
+            netns: None,
             open_files: 64,
         }
     }

@@ -53,6 +53,8 @@ pub(crate) async fn start(program: &Path, run_dir: &Path, share: &Share) -> Resu
         args,
         inherit: vec![listener],
         user: None,
+        // It unshares one of its own.
+        netns: None,
         open_files: OPEN_FILES,
     };
     Ok((launch.start().await?, connected))

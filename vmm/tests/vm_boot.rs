@@ -40,6 +40,9 @@ async fn qemu_is_unprivileged_and_filtered() {
     assert_eq!(line("CapEff:"), "0000000000000000");
     assert_eq!(line("NoNewPrivs:"), "1");
     assert_eq!(line("Seccomp:"), "2");
+    // The guest's memory is a memfd: a tmpfs of the host's could run full, which is a SIGBUS.
+    let maps = std::fs::read_to_string(format!("/proc/{}/maps", guest.vm.pid())).unwrap();
+    assert!(maps.contains("/memfd:guest-memory") && !maps.contains("/dev/shm"), "{maps}");
     for fd in std::fs::read_dir(format!("/proc/{}/fd", guest.vm.pid())).unwrap().flatten() {
         let target = std::fs::read_link(fd.path()).unwrap_or_default();
         assert!(!target.starts_with(guest.dir.path()), "QEMU holds {}", target.display());
@@ -151,4 +154,69 @@ async fn a_guest_that_floods_its_console_fills_nothing() {
     let size: u64 =
         std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().metadata().unwrap().len()).sum();
     assert!(size > 8 << 10 && size <= 64 << 10, "{size}");
+}
+
+#[tokio::test]
+async fn qemu_runs_in_the_network_namespace_it_is_given() {
+    let name = format!("clvmm-{}", std::process::id());
+    let ip = |arguments: &[&str]| {
+        assert!(std::process::Command::new("ip").args(arguments).status().unwrap().success());
+    };
+    ip(&["netns", "add", &name]);
+    let path = std::path::PathBuf::from(format!("/run/netns/{name}"));
+    let guest = Guest::boot_with(|config| config.netns = Some(path.clone())).await;
+    use std::os::unix::fs::MetadataExt;
+    let inode = |path: &str| std::fs::metadata(path).unwrap().ino();
+    let qemus = inode(&format!("/proc/{}/ns/net", guest.vm.pid()));
+    assert_eq!(qemus, inode(path.to_str().unwrap()));
+    assert_ne!(qemus, inode("/proc/self/ns/net"));
+    let status = std::fs::read_to_string(format!("/proc/{}/status", guest.vm.pid())).unwrap();
+    assert!(status.contains("Uid:\t65534\t65534\t65534\t65534"), "{status}");
+    guest.ask("cat /proc/version").await.unwrap();
+    drop(guest);
+    ip(&["netns", "del", &name]);
+
+    let dir = tempfile::tempdir().unwrap();
+    let mut bad = config(dir.path());
+    bad.netns = Some("/nonexistent".into());
+    let error = Qemu::create(&host(), bad).await.unwrap_err().to_string();
+    assert!(error.starts_with("cannot open network namespace /nonexistent: No such file"), "{error}");
+}
+
+/// Memory a process has of a mapping, in KiB (`Rss:` of proc_pid_smaps(5)).
+fn resident(pid: u32, mapping: &str) -> u64 {
+    let smaps = std::fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap();
+    let mut inside = false;
+    let mut sum = 0;
+    for line in smaps.lines() {
+        if let Some(value) = line.strip_prefix("Rss:") {
+            let kib: u64 = value.trim().trim_end_matches(" kB").parse().unwrap();
+            sum += if inside { kib } else { 0 };
+        } else if line.split(' ').next().is_some_and(|first| first.contains('-')) {
+            inside = line.contains(mapping);
+        }
+    }
+    sum
+}
+
+#[tokio::test]
+async fn what_only_the_boot_needs_is_not_kept() {
+    let guest = Guest::boot().await;
+    let maps = std::fs::read_to_string(format!("/proc/{}/maps", guest.vm.pid())).unwrap();
+    assert!(maps.contains("/memfd:boot-file"), "{maps}");
+    // All but what QEMU has changed in its copy.
+    assert!(resident(guest.vm.pid(), "/memfd:boot-file") < 64);
+}
+
+#[tokio::test]
+async fn memory_the_guest_has_freed_goes_back_to_the_host() {
+    let guest = Guest::boot().await;
+    guest.ask("churn 128").await.unwrap();
+    let began = Instant::now();
+    while resident(guest.vm.pid(), "/memfd:guest-memory") > 100 << 10 {
+        assert!(began.elapsed() < LIMIT, "{} KiB", resident(guest.vm.pid(), "/memfd:guest-memory"));
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    // What was given back can be used again.
+    guest.ask("touch 100").await.unwrap();
 }

@@ -3,6 +3,7 @@
 
 mod lab;
 
+use std::ffi::CString;
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::fd::AsRawFd;
@@ -148,36 +149,68 @@ async fn a_share_of_nothing_is_one_clear_line() {
     assert!(error.starts_with("cannot open shared folder /etc/hostname: Not a directory"), "{error}");
 }
 
-#[tokio::test]
-async fn memory_and_processors_grow_and_vsock_goes_on() {
-    let guest = Guest::boot_with(|config| config.max_cpus = 4).await;
-    let total = async || -> u64 {
-        let info = guest.ask("cat /proc/meminfo").await.unwrap();
-        info.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() / 1024
-    };
-    let before = total().await;
-    guest.vm.set_memory(512 * MIB).await.unwrap();
-    let mut after = total().await;
-    for _ in 0..600 {
-        if after >= before + 250 {
-            break;
+/// Memory the guest's kernel counts, in MiB.
+async fn total(guest: &Guest) -> u64 {
+    let info = guest.ask("cat /proc/meminfo").await.unwrap();
+    info.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() / 1024
+}
+
+/// Waits until the guest has at least, or at most, so much memory.
+async fn settles(guest: &Guest, good: impl Fn(u64) -> bool) -> u64 {
+    let began = std::time::Instant::now();
+    loop {
+        let now = total(guest).await;
+        if good(now) {
+            return now;
         }
+        assert!(began.elapsed() < LIMIT, "{now} MiB");
         tokio::time::sleep(Duration::from_millis(10)).await;
-        after = total().await;
     }
-    assert!(after >= before + 250, "{before} → {after} MiB");
-    assert_eq!(guest.vm.metrics().await.unwrap().memory, 512 * MIB);
+}
+
+#[tokio::test]
+async fn memory_grows_and_shrinks_in_steps_and_vsock_goes_on() {
+    let guest = Guest::boot_with(|config| config.max_memory = 2048 * MIB).await;
+    let boot = total(&guest).await;
+    for step in [384, 512, 1024] {
+        guest.vm.set_memory(step * MIB).await.unwrap();
+        // The kernel's own tables take a little of what is added.
+        let wanted = boot + (step - 256) * 95 / 100;
+        settles(&guest, |now| now >= wanted).await;
+        assert_eq!(guest.vm.metrics().await.unwrap().memory, step * MIB);
+    }
     // The devices in other processes see the new memory too.
     guest.ask("touch 300").await.unwrap();
     assert!(guest.ask("cat /proc/version").await.unwrap().contains("Linux"));
+    let shared = tempfile::tempdir().unwrap();
+    fs::write(shared.path().join("file"), vec![b'x'; 8 << 20]).unwrap();
+    let share = Share { tag: "s".into(), path: shared.path().to_owned(), read_only: true };
+    guest.vm.plug_share(share).await.unwrap();
+    guest.until("mount virtiofs s /s", "").await;
+    assert_eq!(lab::ask(&guest.vm, "cat /s/file").await.unwrap().len(), 8 << 20);
+    // And a share that was there before more is added.
+    guest.vm.set_memory(1536 * MIB).await.unwrap();
+    settles(&guest, |now| now >= boot + 1216).await;
+    guest.ask("touch 700").await.unwrap();
+    fs::write(shared.path().join("later"), vec![b'y'; 8 << 20]).unwrap();
+    assert_eq!(lab::ask(&guest.vm, "cat /s/later").await.unwrap().len(), 8 << 20);
+    // Back to what is in use, and no further.
+    guest.vm.set_memory(1280 * MIB).await.unwrap();
+    settles(&guest, |now| now <= boot + 1024).await;
     let error = guest.vm.set_memory(1 << 40).await.unwrap_err().to_string();
     assert!(error.starts_with("memory: 1099511627776 bytes"), "{error}");
+}
 
-    guest.vm.set_cpus(2).await.unwrap();
-    guest.until("ls /sys/devices/system/cpu", "cpu1").await;
-    guest.until("write /sys/devices/system/cpu/cpu1/online 1", "").await;
-    assert_eq!(guest.ask("cat /sys/devices/system/cpu/online").await.unwrap().trim(), "0-1");
-    assert_eq!(guest.vm.metrics().await.unwrap().cpus, 2);
+#[tokio::test]
+async fn processors_come_one_after_the_other() {
+    let guest = Guest::boot_with(|config| config.max_cpus = 4).await;
+    assert_eq!(guest.ask("cat /sys/devices/system/cpu/online").await.unwrap().trim(), "0");
+    for (total, online) in [(2, "0-1"), (3, "0-2"), (4, "0-3")] {
+        guest.vm.set_cpus(total).await.unwrap();
+        guest.until(&format!("write /sys/devices/system/cpu/cpu{}/online 1", total - 1), "").await;
+        assert_eq!(guest.ask("cat /sys/devices/system/cpu/online").await.unwrap().trim(), online);
+        assert_eq!(guest.vm.metrics().await.unwrap().cpus, total);
+    }
     assert!(guest.vm.set_cpus(99).await.is_err());
 }
 
@@ -219,14 +252,95 @@ fn tap(name: &str) -> File {
 }
 
 #[tokio::test]
-async fn a_tap_becomes_an_interface_with_its_address_and_goes_again() {
+async fn taps_become_interfaces_with_their_addresses_and_go_again() {
     let guest = Guest::boot().await;
-    let mac = [0x02, 0, 0, 0xca, 0xfe, 1];
-    let id = guest.vm.plug_tap(Tap { fd: tap("clstest0").into(), mac }).await.unwrap();
-    guest.until("ls /sys/class/net", "eth0").await;
-    assert_eq!(guest.ask("cat /sys/class/net/eth0/address").await.unwrap().trim(), "02:00:00:ca:fe:01");
-    guest.vm.unplug(&id, LIMIT).await.unwrap();
-    assert!(!guest.ask("ls /sys/class/net").await.unwrap().contains("eth0"));
-    // QEMU has let go of the tap as well.
-    assert!(!std::path::Path::new("/sys/class/net/clstest0").exists());
+    let mac = |n: u8| [0x02, 0, 0, 0xca, 0xfe, n];
+    let mut ids = Vec::new();
+    for n in 0..3u8 {
+        let tap = Tap { fd: tap(&format!("clstest{n}")).into(), mac: mac(n) };
+        ids.push(guest.vm.plug_tap(tap).await.unwrap());
+        guest.until("ls /sys/class/net", &format!("eth{n}")).await;
+        let address = guest.ask(&format!("cat /sys/class/net/eth{n}/address")).await.unwrap();
+        assert_eq!(address.trim(), format!("02:00:00:ca:fe:{n:02x}"));
+    }
+    guest.vm.unplug(&ids[1], LIMIT).await.unwrap();
+    let left = guest.ask("ls /sys/class/net").await.unwrap();
+    assert!(left.contains("eth0") && !left.contains("eth1") && left.contains("eth2"), "{left}");
+    // QEMU has let go of the tap as well, and its slot is free.
+    assert!(!std::path::Path::new("/sys/class/net/clstest1").exists());
+    let again = Tap { fd: tap("clstest1").into(), mac: mac(9) };
+    guest.vm.plug_tap(again).await.unwrap();
+    guest.until("cat /sys/class/net/eth1/address", "02:00:00:ca:fe:09").await;
+}
+
+#[tokio::test]
+async fn disks_of_128_layers_fill_all_slots_and_free_them_quickly() {
+    let guest = Guest::boot().await;
+    let layer = file(&[1; 4096]);
+    let extents = || {
+        (0..128).map(|_| Extent { file: layer.try_clone().unwrap().into(), offset: 0, len: 4096 }).collect()
+    };
+    let mut ids = Vec::new();
+    let began = std::time::Instant::now();
+    for n in 0..30 {
+        let disk = ImageDisk { serial: format!("i{n}"), extents: extents() };
+        ids.push(guest.vm.plug_image(disk).await.unwrap());
+    }
+    println!("plugged: {:?} each", began.elapsed() / 30);
+    guest.disk("i29").await;
+    let began = std::time::Instant::now();
+    for id in &ids {
+        guest.vm.unplug(id, LIMIT).await.unwrap();
+    }
+    println!("unplugged: {:?} each", began.elapsed() / 30);
+    let held = fs::read_dir(format!("/proc/{}/fd", guest.vm.pid())).unwrap().count();
+    assert!(held < 64, "{held}");
+    guest.vm.plug_image(ImageDisk { serial: "again".into(), extents: extents() }).await.unwrap();
+    guest.disk("again").await;
+}
+
+#[tokio::test]
+async fn nothing_a_guest_makes_in_a_share_leads_out_of_it() {
+    let guest = Guest::boot().await;
+    let outside = tempfile::tempdir().unwrap();
+    fs::write(outside.path().join("secret"), "secret").unwrap();
+    let shared = tempfile::tempdir_in(outside.path()).unwrap();
+    fs::create_dir(shared.path().join("folder")).unwrap();
+    let share = Share { tag: "s".into(), path: shared.path().to_owned(), read_only: false };
+    guest.vm.plug_share(share).await.unwrap();
+    guest.until("mount virtiofs s /s", "").await;
+    let secret = outside.path().join("secret");
+
+    // Links: relative, absolute, through /proc, planted where a folder was.
+    for (name, target) in [
+        ("relative", "../secret".to_owned()),
+        ("absolute", secret.display().to_string()),
+        ("root", "/".to_owned()),
+        ("proc", "/proc/1/root".to_owned()),
+    ] {
+        guest.ask(&format!("link {target} /s/{name}")).await.unwrap();
+        assert!(guest.ask(&format!("cat /s/{name}/secret")).await.is_err(), "{name}");
+        assert!(guest.ask(&format!("hardlink /s/{name} /s/{name}-hard")).await.is_ok(), "{name}");
+    }
+    assert!(guest.ask("cat /s/absolute").await.is_err());
+    assert!(guest.ask("write /s/absolute overwritten").await.is_err());
+    guest.ask("write /s/folder/file first").await.unwrap();
+    guest.ask("rename /s/folder /s/moved").await.unwrap();
+    guest.ask(&format!("link {} /s/folder", outside.path().display())).await.unwrap();
+    assert!(guest.ask("cat /s/folder/secret").await.is_err());
+    assert_eq!(guest.ask("cat /s/moved/file").await.unwrap(), "first");
+    // Above the share is the guest's own root.
+    assert!(guest.ask("cat /s/../secret").await.is_err());
+    assert!(guest.ask("cat /s/moved/../../secret").await.is_err());
+    // No device of the host: neither made, nor opened when it is there.
+    for mode in ["20666", "60666"] {
+        assert!(guest.ask(&format!("mknod /s/device {mode} 259")).await.is_err(), "{mode}");
+    }
+    let null = CString::new(shared.path().join("null").into_os_string().into_encoded_bytes()).unwrap();
+    // SAFETY: the path ends with a zero and outlives the call.
+    assert_eq!(unsafe { libc::mknod(null.as_ptr(), libc::S_IFCHR | 0o666, libc::makedev(1, 5)) }, 0);
+    let opened = guest.ask("read /s/null 0 4").await;
+    // A character device in a share is the guest's of that number, never the host's.
+    assert!(opened.as_ref().is_ok_and(|bytes| bytes == "\0\0\0\0") || opened.is_err(), "{opened:?}");
+    assert_eq!(fs::read_to_string(&secret).unwrap(), "secret");
 }

@@ -18,6 +18,7 @@ use std::time::Duration;
 use tokio::sync::{Mutex, broadcast, watch};
 
 use crate::accel::{self, Chosen};
+use crate::bootfile::BootFile;
 use crate::config::{Host, VmConfig};
 use crate::console;
 use crate::disk::{ImageDisk, RawDisk};
@@ -60,6 +61,8 @@ pub struct Qemu {
     memory: OwnedFd,
     vsock: Mutex<Option<Arc<Transport>>>,
     vsock_port: Mutex<Option<ports::Port>>,
+    /// What only the boot needs: released at the guest's first answer.
+    boot_files: Mutex<Vec<BootFile>>,
 }
 
 impl Vmm for Qemu {
@@ -88,10 +91,12 @@ impl Vmm for Qemu {
         } else {
             (None, None, None)
         };
+        let (kernel, initrd) = boot_files(&config).await?;
+        let netns = config.netns.as_deref().map(|p| open("network namespace", p)).transpose()?;
         let inherited = args::Inherited {
             firmware: open("firmware", &host.firmware)?,
-            kernel: open("guest kernel", &config.kernel)?,
-            initrd: config.initrd.as_deref().map(|p| open("initramfs", p)).transpose()?,
+            kernel: kernel.duplicate()?,
+            initrd: initrd.as_ref().map(BootFile::duplicate).transpose()?,
             memory: memory.try_clone().map_err(Error::os("duplicate the memory's descriptor"))?,
             qmp: qmp_theirs.into(),
             console: console::start(&config.console)?,
@@ -105,6 +110,7 @@ impl Vmm for Qemu {
             args: args.into_iter().map(Into::into).collect(),
             inherit,
             user,
+            netns,
             open_files: OPEN_FILES,
         };
         let process = launch.start().await?;
@@ -136,6 +142,7 @@ impl Vmm for Qemu {
             memory,
             vsock: Mutex::new(transport),
             vsock_port: Mutex::new(vsock_port),
+            boot_files: Mutex::new([Some(kernel), initrd].into_iter().flatten().collect()),
         };
         if let Some(saved) = saved {
             vm.explain(snapshot::load(&vm, saved).await).await?;
@@ -209,6 +216,10 @@ impl Vmm for Qemu {
 
     async fn dial(&self, port: u32, limit: Duration) -> Result<VsockStream> {
         match self.transport().await?.dial(port, limit).await {
+            Ok(stream) => {
+                self.release_boot_files().await?;
+                Ok(stream)
+            }
             // Only the end of the VM closes its vsock device.
             Err(Error::Dial { source, port }) if source.kind() == std::io::ErrorKind::NotConnected => {
                 self.explain(Err(Error::Dial { source, port })).await
@@ -219,10 +230,12 @@ impl Vmm for Qemu {
 
     async fn dial_until_ready(&self, port: u32, limit: Duration) -> Result<VsockStream> {
         let transport = self.transport().await?;
-        tokio::select! {
-            dialled = transport.dial_until_ready(port, limit) => self.explain(dialled).await,
-            exit = self.wait() => Err(Error::Exited(exit)),
-        }
+        let stream = tokio::select! {
+            dialled = transport.dial_until_ready(port, limit) => self.explain(dialled).await?,
+            exit = self.wait() => return Err(Error::Exited(exit)),
+        };
+        self.release_boot_files().await?;
+        Ok(stream)
     }
 
     async fn metrics(&self) -> Result<Metrics> {
@@ -241,6 +254,11 @@ impl Qemu {
             .await
             .clone()
             .ok_or_else(|| Error::invalid("vsock", "this VM was saved and has none any more"))
+    }
+
+    /// Frees what QEMU keeps of kernel and initramfs: a guest that answers has read both.
+    async fn release_boot_files(&self) -> Result<()> {
+        std::mem::take(&mut *self.boot_files.lock().await).into_iter().try_for_each(BootFile::release)
     }
 
     /// The path of the console's log.
@@ -265,6 +283,17 @@ impl Qemu {
             other => other,
         }
     }
+}
+
+/// Kernel and initramfs in memory.
+async fn boot_files(config: &VmConfig) -> Result<(BootFile, Option<BootFile>)> {
+    let (kernel, initrd) = (config.kernel.clone(), config.initrd.clone());
+    let read = move || {
+        let initrd = initrd.map(|path| BootFile::read("initramfs", &path)).transpose()?;
+        Ok((BootFile::read("guest kernel", &kernel)?, initrd))
+    };
+    let read = tokio::task::spawn_blocking(read).await;
+    read.unwrap_or_else(|e| Err(Error::Os { what: "read kernel and initramfs", source: e.into() }))
 }
 
 fn open(what: &'static str, path: &Path) -> Result<OwnedFd> {

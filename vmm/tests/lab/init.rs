@@ -13,6 +13,7 @@ extern "C" {
     fn accept(fd: i32, address: *mut u8, len: *mut u32) -> i32;
     fn mount(source: *const i8, target: *const i8, kind: *const i8, flags: u64, data: *const i8) -> i32;
     fn reboot(how: i32) -> i32;
+    fn mknod(path: *const i8, mode: u32, device: u64) -> i32;
 }
 
 fn attach(source: &str, target: &str, kind: &str, flags: u64) -> std::io::Result<()> {
@@ -52,6 +53,18 @@ fn run(line: &str, stream: &mut fs::File) -> std::io::Result<Vec<u8>> {
             file.sync_all()?;
             Ok(Vec::new())
         }
+        ["hardlink", original, path] => fs::hard_link(original, path).map(|()| Vec::new()),
+        ["rename", from, to] => fs::rename(from, to).map(|()| Vec::new()),
+        ["mkdir", path] => fs::create_dir(path).map(|()| Vec::new()),
+        // mode in octal, device number in decimal
+        ["mknod", path, mode, device] => {
+            let path = CString::new(path).unwrap();
+            let mode = u32::from_str_radix(mode, 8).unwrap();
+            match unsafe { mknod(path.as_ptr(), mode, device.parse().unwrap()) } {
+                0 => Ok(Vec::new()),
+                _ => Err(std::io::Error::last_os_error()),
+            }
+        }
         ["link", target, path] => std::os::unix::fs::symlink(target, path).map(|()| Vec::new()),
         ["echo"] => {
             let mut bytes = Vec::new();
@@ -62,6 +75,11 @@ fn run(line: &str, stream: &mut fs::File) -> std::io::Result<Vec<u8>> {
             // Kept, so that the memory stays in use.
             let bytes = vec![1u8; mib.parse::<usize>().unwrap() << 20];
             std::mem::forget(bytes);
+            Ok(Vec::new())
+        }
+        // Used and freed again.
+        ["churn", mib] => {
+            drop(std::hint::black_box(vec![1u8; mib.parse::<usize>().unwrap() << 20]));
             Ok(Vec::new())
         }
         ["print", count] => {
