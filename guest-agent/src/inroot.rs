@@ -5,7 +5,7 @@ use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, fstat, openat2};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, fchmod, fstat, openat, openat2};
 use rustix::io::Errno;
 
 use crate::error::{Context, Error, Kind, Result};
@@ -70,16 +70,33 @@ impl Root {
     /// # Errors
     /// When something else is in the way.
     pub fn create_dir_all(&self, path: &Path) -> Result<()> {
+        self.create_dirs(path, Mode::from_raw_mode(0o755))
+    }
+
+    /// The same with the mode that the root has, as kubelet makes the folders of a subPath.
+    ///
+    /// # Errors
+    /// When something else is in the way.
+    pub fn create_dir_like_root(&self, path: &Path) -> Result<()> {
+        let root = fstat(&self.folder).context(|| "stat the volume".into())?;
+        self.create_dirs(path, Mode::from_raw_mode(root.st_mode & 0o7777))
+    }
+
+    fn create_dirs(&self, path: &Path, mode: Mode) -> Result<()> {
         let mut done = std::path::PathBuf::from("/");
         for part in path.components() {
             let std::path::Component::Normal(name) = part else { continue };
             let parent = self.folder(&done)?;
-            match rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(0o755)) {
-                Ok(()) | Err(Errno::EXIST) => {}
-                Err(e) => {
-                    return Err(e)
-                        .context(|| format!("create {} in the container", done.join(name).display()));
+            let what = || format!("create {} in the container", done.join(name).display());
+            match rustix::fs::mkdirat(&parent, name, mode) {
+                // Our umask took bits away, and mkdir(2) knows no set-group-id.
+                Ok(()) => {
+                    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                    let made = openat(&parent, name, flags, Mode::empty()).context(what)?;
+                    fchmod(&made, mode).context(what)?;
                 }
+                Err(Errno::EXIST) => {}
+                Err(e) => return Err(e).context(what),
             }
             done.push(name);
         }

@@ -8,16 +8,23 @@ mod cgroup;
 mod containers;
 mod copy;
 mod error;
+mod forward;
+mod grow;
 mod host;
 mod inroot;
 mod log;
+mod netlink;
+mod network;
+mod pod;
 mod reaper;
 mod rootfs;
 mod runtime;
 mod server;
 mod spec;
+mod stats;
 mod streams;
 mod users;
+mod volumes;
 
 use std::process::ExitCode;
 

@@ -6,6 +6,7 @@
 
 pub mod forward;
 pub mod limits;
+pub mod paths;
 pub mod ports;
 pub mod stream;
 pub mod version;

@@ -25,7 +25,7 @@ use crate::server;
 pub struct Boot {
     /// Nanoseconds of CLOCK_BOOTTIME when PID 1 began.
     pub started: u64,
-    /// Nanoseconds of CLOCK_BOOTTIME when both sockets listened.
+    /// Nanoseconds of CLOCK_BOOTTIME when its sockets listened.
     pub listening: u64,
     /// The kernel command line's part for the agent.
     pub cmdline: Cmdline,
@@ -33,6 +33,8 @@ pub struct Boot {
     pub control: OwnedFd,
     /// Listens on [`ports::STREAMS`].
     pub streams: OwnedFd,
+    /// Listens on [`ports::FORWARD`].
+    pub forward: OwnedFd,
 }
 
 /// Nanoseconds of CLOCK_BOOTTIME.
@@ -58,17 +60,19 @@ pub fn run() -> ExitCode {
 fn prepare(started: u64) -> Result<Boot> {
     let control = listen(ports::CONTROL)?;
     let streams = listen(ports::STREAMS)?;
+    let forward = listen(ports::FORWARD)?;
     let listening = boottime();
 
     mounts::switch_root()?;
     mounts::system()?;
     let cmdline = Cmdline::read();
     log::start(cmdline.log);
+    crate::grow::remember_boot();
     limits();
     loopback();
     rustix::system::sethostname(b"cloister").context(|| "set the host name".into())?;
     tracing::info!(ms = boottime() / 1_000_000, "ready");
-    Ok(Boot { started, listening, cmdline, control, streams })
+    Ok(Boot { started, listening, cmdline, control, streams, forward })
 }
 
 /// Binds a vsock port and listens on it.

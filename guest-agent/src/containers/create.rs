@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use cloister_protocol::v1::CreateContainerRequest;
+use cloister_protocol::v1::{CreateContainerRequest, PidNamespace};
 use libcontainer::oci_spec::runtime::Spec;
 use rustix::fs::{Uid, fchown};
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer};
@@ -20,6 +20,7 @@ use crate::cgroup::Cgroup;
 use crate::error::{Context, Error, Result, lock};
 use crate::inroot::Root;
 use crate::runtime::{Helper, Job, Report, STATE, TERMINAL};
+use crate::spec::Pids;
 use crate::{rootfs, spec, users};
 
 /// How long making a container may take, its disks being there.
@@ -51,12 +52,13 @@ impl Containers {
 
     fn make(&self, request: &CreateContainerRequest) -> Result<(Arc<Container>, Arc<Process>)> {
         let claimed = Claimed::take(&self.streams, request.stdio.as_ref())?;
+        let pids = self.pids_of(request)?;
         let parsed = spec::parse(&request.spec)?;
         let disks =
             request.rootfs.as_ref().ok_or_else(|| Error::invalid("the container has no root file system"))?;
         let folder = self.folder()?;
         let made = rootfs::mount(&folder, disks).and_then(|rootfs| {
-            let filled = self.fill(request, parsed, &folder, &rootfs.root, claimed);
+            let filled = self.fill(request, parsed, &folder, &rootfs.root, &pids, claimed);
             if filled.is_err() {
                 take_apart(&request.container_id, &rootfs);
             }
@@ -72,8 +74,20 @@ impl Containers {
             processes: Mutex::new(HashMap::from([(String::new(), Entry::Ready(Arc::clone(&init)))])),
         });
         Container::follow(&init);
+        if !spec::has_own_pids(&container.spec) {
+            Container::end_with_init(&container, &init);
+        }
         self.oom.watch(&container.id, &container.cgroup, init.exits());
         Ok((container, init))
+    }
+
+    fn pids_of(&self, request: &CreateContainerRequest) -> Result<Pids> {
+        match PidNamespace::try_from(request.pid_namespace) {
+            Ok(PidNamespace::Own) => Ok(Pids::Spec),
+            Ok(PidNamespace::Pod) => self.pids.path(&self.reaper).map(Pids::Shared),
+            Ok(PidNamespace::Guest) => Ok(Pids::Guest),
+            Err(_) => Err(Error::invalid(format!("PID namespace {} is none", request.pid_namespace))),
+        }
     }
 
     /// Writes the bundle and makes the init process.
@@ -83,13 +97,27 @@ impl Containers {
         mut spec: Spec,
         folder: &Path,
         root: &Path,
+        pids: &Pids,
         claimed: Claimed,
     ) -> Result<(Spec, Arc<Process>)> {
         let inside = Root::open(root)?;
         let named = (!request.user.is_empty()).then(|| users::resolve(&inside, &request.user)).transpose()?;
         let uid = spec.process().as_ref().map_or(0, |process| process.user().uid());
         let home = named.as_ref().map_or_else(|| users::home(&inside, uid), |user| Ok(user.home.clone()))?;
-        spec::fit(&mut spec, &request.container_id, root, named.as_ref(), &home, self.privileged)?;
+        let fit = spec::Fit {
+            id: &request.container_id,
+            root,
+            user: named.as_ref(),
+            home: &home,
+            privileged: self.privileged,
+            pids,
+            block_devices: &request.block_devices,
+        };
+        for node in spec::fit(&mut spec, &fit)? {
+            node.make(&inside)?;
+        }
+        // Until the container has its own mounts of them.
+        let _staged = spec::stage(&mut spec, folder)?;
         let mut process = spec.process().clone().unwrap_or_default();
         process.set_terminal(Some(claimed.terminal));
         inside.create_dir_all(process.cwd())?;
@@ -178,6 +206,20 @@ impl Container {
         tokio::spawn(async move {
             if process.wait().await.is_ok() {
                 process.ended();
+            }
+        });
+    }
+
+    /// Without a PID namespace of its own, a container's other processes outlive its init process unless somebody ends
+    /// them: nobody could ask for them any more.
+    fn end_with_init(container: &Arc<Self>, init: &Arc<Process>) {
+        let (cgroup, id, init) = (container.cgroup.clone(), container.id.clone(), Arc::clone(init));
+        tokio::spawn(async move {
+            if init.wait().await.is_ok() {
+                let killed = tokio::task::spawn_blocking(move || cgroup.kill(KILL)).await;
+                if let Ok(Err(error)) = killed {
+                    tracing::warn!(%error, container = id, "processes outlive their container's first one");
+                }
             }
         });
     }

@@ -53,6 +53,9 @@ impl Containers {
         if init.exit().is_some() || lock(&init.waiting).is_some() {
             return Err(ended());
         }
+        if container.cgroup.is_paused() {
+            return Err(Error::state(format!("container {} is paused", container.id)));
+        }
         let (request, file) = self.write(container, init.pid, request, claimed.terminal)?;
         let result = self.run(&request, &file, &target, claimed);
         let _ = fs::remove_file(&file);
@@ -134,7 +137,8 @@ fn started(helper: &Helper) -> Result<Started> {
         match report {
             Report::Pid(number) => pid = Some(number),
             Report::Terminal => terminal = descriptor,
-            Report::Failed { .. } => {} // `next` makes an error of it
+            // `next` makes an error of a failure; the other is not said here.
+            Report::Failed { .. } | Report::Ready => {}
         }
     }
     let pid = pid.ok_or_else(|| Error::state("the helper ended without a process"))?;

@@ -3,6 +3,7 @@
 mod create;
 mod exec;
 mod oom;
+mod pids;
 mod process;
 mod signal;
 mod stdio;
@@ -41,6 +42,7 @@ pub struct Containers {
     next: AtomicU64,
     table: Mutex<HashMap<String, Slot>>,
     oom: oom::Watch,
+    pids: pids::Pids,
 }
 
 /// A name is taken as soon as its container is being made.
@@ -55,7 +57,8 @@ pub struct Container {
     pub id: String,
     /// Its folder below [`FOLDERS`].
     folder: PathBuf,
-    rootfs: Mounted,
+    /// Its root file system.
+    pub rootfs: Mounted,
     /// Its cgroup.
     pub cgroup: Cgroup,
     spec: Spec,
@@ -73,6 +76,7 @@ impl Containers {
             next: AtomicU64::new(1),
             table: Mutex::default(),
             oom: oom::Watch::new(),
+            pids: pids::Pids::default(),
         }
     }
 

@@ -16,16 +16,34 @@ use tar::{Archive, Entry, EntryType};
 use crate::error::{Context, Error, Result};
 use crate::inroot::{Root, lstat};
 
+/// How much an archive may hold.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// Bytes of file content.
+    pub bytes: u64,
+    /// Entries.
+    pub entries: usize,
+}
+
+impl Bounds {
+    /// As much as the file system takes.
+    pub const NONE: Self = Self { bytes: u64::MAX, entries: usize::MAX };
+}
+
 /// Unpacks `stream` below `target`; gives the bytes of file content.
 ///
 /// # Errors
-/// When the archive is malformed, an entry is not possible, or the file system is full. What came before stays.
-pub fn import(root: &Root, target: &str, stream: OwnedFd) -> Result<u64> {
+/// When the archive is malformed or over its bounds, an entry is not possible, or the file system is full. What came
+/// before stays.
+pub fn import(root: &Root, target: &str, stream: OwnedFd, bounds: Bounds) -> Result<u64> {
     let target = Path::new(target);
     root.folder(target)?; // early, and in clear words
     let mut archive = Archive::new(BufReader::with_capacity(256 << 10, super::file(stream)?));
-    let mut import = Import { root, target: target.to_owned(), bytes: 0, folders: Vec::new() };
-    for entry in archive.entries().context(|| "read the tar stream".into())? {
+    let mut import = Import { root, target: target.to_owned(), bounds, bytes: 0, folders: Vec::new() };
+    for (number, entry) in archive.entries().context(|| "read the tar stream".into())?.enumerate() {
+        if number >= bounds.entries {
+            return Err(Error::invalid(format!("the tar stream has more than {} entries", bounds.entries)));
+        }
         let entry = entry.context(|| "read the tar stream".into())?;
         let name = entry.path().context(|| "read a name of the tar stream".into())?.into_owned();
         import.entry(&name, entry).context(|| format!("unpack {}", name.display()))?;
@@ -42,6 +60,7 @@ pub fn import(root: &Root, target: &str, stream: OwnedFd) -> Result<u64> {
 struct Import<'a> {
     root: &'a Root,
     target: PathBuf,
+    bounds: Bounds,
     bytes: u64,
     folders: Vec<(PathBuf, Timestamps)>,
 }
@@ -80,7 +99,12 @@ impl Import<'_> {
                     OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 let file = openat(&folder, &last, flags, Mode::from_raw_mode(0o600))?;
                 let mut file = std::fs::File::from(file);
-                self.bytes += io::copy(&mut entry, &mut file)?;
+                let room = self.bounds.bytes - self.bytes;
+                self.bytes += io::copy(&mut entry.by_ref().take(room), &mut file)?;
+                if self.bytes == self.bounds.bytes && entry.read(&mut [0])? > 0 {
+                    let most = self.bounds.bytes;
+                    return Err(io::Error::other(format!("the archive holds more than {most} bytes")));
+                }
                 fchown(&file, Some(owner.0), Some(owner.1))?;
                 fchmod(&file, mode)?; // after chown, which clears set-id bits
                 futimens(&file, &time)?;
@@ -186,11 +210,15 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     fn unpack(folder: &Path, target: &str, archive: Vec<u8>) -> Result<u64> {
+        unpack_within(folder, target, archive, Bounds::NONE)
+    }
+
+    fn unpack_within(folder: &Path, target: &str, archive: Vec<u8>, bounds: Bounds) -> Result<u64> {
         let (agent, mut host) = UnixStream::pair().unwrap();
         let writer = std::thread::spawn(move || {
             let _ = host.write_all(&archive);
         });
-        let result = import(&Root::open(folder).unwrap(), target, agent.into());
+        let result = import(&Root::open(folder).unwrap(), target, agent.into(), bounds);
         writer.join().unwrap();
         result
     }
@@ -262,6 +290,16 @@ mod tests {
         unpack(folder.path(), "/", archive(&[("v", EntryType::Regular, "new")])).unwrap();
         assert_eq!(std::fs::read_to_string(outside.path().join("victim")).unwrap(), "safe");
         assert_eq!(std::fs::read_to_string(folder.path().join("v")).unwrap(), "new");
+    }
+
+    #[test]
+    fn an_archive_over_its_bounds_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let tar = || archive(&[("a", EntryType::Regular, "four"), ("b", EntryType::Regular, "five!")]);
+        let unpack = |bytes, entries| unpack_within(folder.path(), "/", tar(), Bounds { bytes, entries });
+        assert_eq!(unpack(9, 2).unwrap(), 9);
+        assert!(unpack(8, 2).unwrap_err().message.contains("8 bytes"));
+        assert!(unpack(9, 1).unwrap_err().message.contains("1 entries"));
     }
 
     #[test]

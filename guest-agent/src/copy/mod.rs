@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 pub use export::export;
-pub use import::import;
+pub use import::{Bounds, import};
 
 use crate::error::{Context, Result};
 

@@ -27,6 +27,8 @@ const MESSAGE: usize = 16 << 10;
 pub enum Report {
     /// The container process exists.
     Pid(u32),
+    /// It is what it should be and goes on as that.
+    Ready,
     /// The master side of its terminal comes along.
     Terminal,
     /// It failed; only the first such report counts.

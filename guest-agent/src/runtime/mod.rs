@@ -9,6 +9,7 @@ mod caps;
 mod channel;
 mod create;
 mod join;
+mod pids;
 mod program;
 
 use std::process::ExitCode;
@@ -19,13 +20,15 @@ pub use join::{Request as JoinRequest, open as open_process};
 
 use crate::error::{Error, Result};
 
-/// Which of the helper's two jobs.
+/// Which of the helper's jobs.
 #[derive(Clone, Copy, Debug)]
 pub enum Job {
     /// Makes a container from a bundle, up to the point where its init process waits to be started.
     Create,
     /// Starts a process in a container, as a request file says.
     Join,
+    /// Makes a PID namespace and its first process.
+    Pids,
 }
 
 impl Job {
@@ -33,6 +36,7 @@ impl Job {
         match self {
             Self::Create => "create",
             Self::Join => "join",
+            Self::Pids => "pids",
         }
     }
 }
@@ -45,6 +49,7 @@ pub fn main(args: &[String]) -> ExitCode {
     let result = reset().and_then(|()| match (args.first().map(String::as_str), args.get(2)) {
         (Some("create"), Some(path)) => create::run(&channel, path.as_ref()),
         (Some("join"), Some(path)) => join::run(&channel, path.as_ref()),
+        (Some("pids"), Some(path)) => pids::run(&channel, path.as_ref()),
         _ => Err(Error::invalid("unknown job")),
     });
     match result {

@@ -1,5 +1,6 @@
 //! The mounts, devices and hidden paths of a container, as docker sets them up.
 
+use cloister_protocol::paths;
 use oci_spec::OciSpecError;
 use oci_spec::runtime::{
     LinuxDevice, LinuxDeviceBuilder, LinuxDeviceCgroup, LinuxDeviceCgroupBuilder, LinuxDeviceType, Mount,
@@ -8,32 +9,14 @@ use oci_spec::runtime::{
 
 use super::BindMount;
 
-/// Files of proc and sysfs that tell about, or steer, the kernel below the container.
-const MASKED: [&str; 12] = [
-    "/proc/acpi",
-    "/proc/asound",
-    "/proc/interrupts",
-    "/proc/kcore",
-    "/proc/keys",
-    "/proc/latency_stats",
-    "/proc/sched_debug",
-    "/proc/scsi",
-    "/proc/timer_list",
-    "/proc/timer_stats",
-    "/sys/devices/virtual/powercap",
-    "/sys/firmware",
-];
-
-const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
-
 /// Paths a container can't see; none when privileged.
 pub fn masked_paths(privileged: bool) -> Vec<String> {
-    if privileged { Vec::new() } else { MASKED.map(str::to_owned).to_vec() }
+    if privileged { Vec::new() } else { paths::MASKED.map(str::to_owned).to_vec() }
 }
 
 /// Paths a container can't write; none when privileged.
 pub fn read_only_paths(privileged: bool) -> Vec<String> {
-    if privileged { Vec::new() } else { READ_ONLY.map(str::to_owned).to_vec() }
+    if privileged { Vec::new() } else { paths::READ_ONLY.map(str::to_owned).to_vec() }
 }
 
 /// The kernel file systems of a container, then its bind mounts, in the order they are mounted.

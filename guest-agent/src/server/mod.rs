@@ -14,15 +14,24 @@ use tonic::{Request, Response, Status};
 use crate::boot::{Boot, boottime, power_off};
 use crate::cgroup::Cgroup;
 use crate::containers::Containers;
-use crate::copy;
 use crate::error::{Context, Error, Result};
+use crate::grow::grow;
 use crate::host::{add_entropy, set_clock};
+use crate::inroot::Root;
 use crate::reaper::Reaper;
 use crate::rootfs::Shares;
 use crate::streams::Streams;
+use crate::volumes::Volumes;
+use crate::{copy, forward, network, pod, stats};
 
 /// How long a shutdown waits at most between TERM and KILL.
 const LONGEST_GRACE: Duration = Duration::from_secs(600);
+
+/// Bytes of memory that containers cannot take from the agent: more than it ever used in tests.
+const SHELTER: u64 = 16 << 20;
+
+/// How long the processes of a container may take to freeze: one in the kernel goes on until it returns.
+const FREEZE: Duration = Duration::from_secs(10);
 
 type Answer<T> = std::result::Result<Response<T>, Status>;
 
@@ -41,9 +50,15 @@ pub fn run(boot: Boot) -> Result<()> {
 }
 
 async fn serve(boot: Boot) -> Result<()> {
-    let Boot { started, listening, cmdline, control, streams } = boot;
+    let Boot { started, listening, cmdline, control, streams, forward } = boot;
     let reaper = Arc::new(Reaper::default());
     let unclaimed = Arc::new(Streams::default());
+    // Beside the first calls: it takes the kernel a moment.
+    tokio::task::spawn_blocking(|| {
+        if let Err(error) = Cgroup::agent().shelter(SHELTER) {
+            tracing::warn!(%error, "the agent has no memory of its own");
+        }
+    });
     let containers =
         Arc::new(Containers::new(cmdline.privileged, Arc::clone(&reaper), Arc::clone(&unclaimed)));
     let agent = Agent {
@@ -53,6 +68,7 @@ async fn serve(boot: Boot) -> Result<()> {
         containers,
         streams: Arc::clone(&unclaimed),
         shares: Arc::default(),
+        volumes: Arc::default(),
     };
     let service = AgentServer::new(agent)
         .max_decoding_message_size(limits::MESSAGE_BYTES)
@@ -62,6 +78,7 @@ async fn serve(boot: Boot) -> Result<()> {
     tokio::select! {
         ended = control => ended.context(|| "serve control calls".into()),
         () = unclaimed.run(VsockListener::from(streams)) => Ok(()),
+        () = forward::run(VsockListener::from(forward)) => Ok(()),
         ended = reaper.run() => ended,
     }
 }
@@ -73,6 +90,7 @@ struct Agent {
     containers: Arc<Containers>,
     streams: Arc<Streams>,
     shares: Arc<Shares>,
+    volumes: Arc<Volumes>,
 }
 
 /// Runs blocking work on a thread of its own.
@@ -89,50 +107,6 @@ fn answer<T>(result: Result<T>) -> Answer<T> {
 
 #[tonic::async_trait]
 impl Service for Agent {
-    async fn set_up_pod(&self, _: Request<v1::SetUpPodRequest>) -> Answer<v1::SetUpPodResponse> {
-        Err(Status::unimplemented("set_up_pod"))
-    }
-
-    async fn configure_network(
-        &self,
-        _: Request<v1::ConfigureNetworkRequest>,
-    ) -> Answer<v1::ConfigureNetworkResponse> {
-        Err(Status::unimplemented("configure_network"))
-    }
-
-    async fn grow(&self, _: Request<v1::GrowRequest>) -> Answer<v1::GrowResponse> {
-        Err(Status::unimplemented("grow"))
-    }
-
-    async fn mount_volume(&self, _: Request<v1::MountVolumeRequest>) -> Answer<v1::MountVolumeResponse> {
-        Err(Status::unimplemented("mount_volume"))
-    }
-
-    async fn unmount_volume(
-        &self,
-        _: Request<v1::UnmountVolumeRequest>,
-    ) -> Answer<v1::UnmountVolumeResponse> {
-        Err(Status::unimplemented("unmount_volume"))
-    }
-
-    async fn sync_volume(&self, _: Request<v1::SyncVolumeRequest>) -> Answer<v1::SyncVolumeResponse> {
-        Err(Status::unimplemented("sync_volume"))
-    }
-
-    async fn update_container(
-        &self,
-        _: Request<v1::UpdateContainerRequest>,
-    ) -> Answer<v1::UpdateContainerResponse> {
-        Err(Status::unimplemented("update_container"))
-    }
-
-    async fn pause_container(
-        &self,
-        _: Request<v1::PauseContainerRequest>,
-    ) -> Answer<v1::PauseContainerResponse> {
-        Err(Status::unimplemented("pause_container"))
-    }
-
     async fn hello(&self, request: Request<v1::HelloRequest>) -> Answer<v1::HelloResponse> {
         let request = request.into_inner();
         match version::check(&request.version) {
@@ -191,6 +165,53 @@ impl Service for Agent {
     ) -> Answer<v1::UnmountShareResponse> {
         let (shares, request) = (Arc::clone(&self.shares), request.into_inner());
         blocking(move || shares.unmount(&request.tag).map(|()| v1::UnmountShareResponse {})).await
+    }
+
+    async fn set_up_pod(&self, request: Request<v1::SetUpPodRequest>) -> Answer<v1::SetUpPodResponse> {
+        let request = request.into_inner();
+        blocking(move || pod::set_up(&request).map(|()| v1::SetUpPodResponse {})).await
+    }
+
+    async fn configure_network(
+        &self,
+        request: Request<v1::ConfigureNetworkRequest>,
+    ) -> Answer<v1::ConfigureNetworkResponse> {
+        let request = request.into_inner();
+        blocking(move || network::configure(&request).map(|()| v1::ConfigureNetworkResponse {})).await
+    }
+
+    async fn grow(&self, request: Request<v1::GrowRequest>) -> Answer<v1::GrowResponse> {
+        let request = request.into_inner();
+        blocking(move || grow(&request)).await
+    }
+
+    async fn mount_volume(
+        &self,
+        request: Request<v1::MountVolumeRequest>,
+    ) -> Answer<v1::MountVolumeResponse> {
+        let (volumes, request) = (Arc::clone(&self.volumes), request.into_inner());
+        blocking(move || {
+            let path = volumes.mount(&request)?;
+            Ok(v1::MountVolumeResponse { path: path.display().to_string() })
+        })
+        .await
+    }
+
+    async fn unmount_volume(
+        &self,
+        request: Request<v1::UnmountVolumeRequest>,
+    ) -> Answer<v1::UnmountVolumeResponse> {
+        let (volumes, request) = (Arc::clone(&self.volumes), request.into_inner());
+        blocking(move || volumes.unmount(&request.id).map(|()| v1::UnmountVolumeResponse {})).await
+    }
+
+    async fn sync_volume(&self, request: Request<v1::SyncVolumeRequest>) -> Answer<v1::SyncVolumeResponse> {
+        let (volumes, request) = (Arc::clone(&self.volumes), request.into_inner());
+        let stream = self
+            .streams
+            .claim(&request.stream)?
+            .ok_or_else(|| Error::invalid("a volume without a stream"))?;
+        blocking(move || volumes.sync(&request.id, stream).map(|()| v1::SyncVolumeResponse {})).await
     }
 
     async fn create_container(
@@ -256,6 +277,28 @@ impl Service for Agent {
             .await
     }
 
+    async fn update_container(
+        &self,
+        request: Request<v1::UpdateContainerRequest>,
+    ) -> Answer<v1::UpdateContainerResponse> {
+        let request = request.into_inner();
+        let container = self.containers.get(&request.container_id)?;
+        blocking(move || container.cgroup.update(&request.resources).map(|()| v1::UpdateContainerResponse {}))
+            .await
+    }
+
+    async fn pause_container(
+        &self,
+        request: Request<v1::PauseContainerRequest>,
+    ) -> Answer<v1::PauseContainerResponse> {
+        let request = request.into_inner();
+        let container = self.containers.get(&request.container_id)?;
+        blocking(move || {
+            container.cgroup.freeze(request.paused, FREEZE).map(|()| v1::PauseContainerResponse {})
+        })
+        .await
+    }
+
     async fn list(&self, _: Request<v1::ListRequest>) -> Answer<v1::ListResponse> {
         let mut processes = Vec::new();
         for container in self.containers.all() {
@@ -274,8 +317,8 @@ impl Service for Agent {
 
     async fn stats(&self, request: Request<v1::StatsRequest>) -> Answer<v1::StatsResponse> {
         let id = request.into_inner().container_id;
-        let cgroup = if id.is_empty() { Cgroup::root() } else { self.containers.get(&id)?.cgroup.clone() };
-        blocking(move || Ok(cgroup.stats())).await
+        let container = if id.is_empty() { None } else { Some(self.containers.get(&id)?) };
+        blocking(move || Ok(stats::of(container.as_deref()))).await
     }
 
     type OomEventsStream = Pin<Box<dyn Stream<Item = std::result::Result<v1::OomEvent, Status>> + Send>>;
@@ -287,7 +330,8 @@ impl Service for Agent {
     }
 
     async fn copy_in(&self, request: Request<v1::CopyRequest>) -> Answer<v1::CopyResponse> {
-        self.copy(request.into_inner(), copy::import).await
+        let import = |root: &Root, path: &str, stream| copy::import(root, path, stream, copy::Bounds::NONE);
+        self.copy(request.into_inner(), import).await
     }
 
     async fn copy_out(&self, request: Request<v1::CopyRequest>) -> Answer<v1::CopyResponse> {
@@ -312,7 +356,7 @@ impl Service for Agent {
     }
 }
 
-type Copy = fn(&crate::inroot::Root, &str, std::os::fd::OwnedFd) -> Result<u64>;
+type Copy = fn(&Root, &str, std::os::fd::OwnedFd) -> Result<u64>;
 
 impl Agent {
     async fn copy(&self, request: v1::CopyRequest, copy: Copy) -> Answer<v1::CopyResponse> {

@@ -1,10 +1,10 @@
 //! The cgroup of one container, by the files of cgroup v2 (Documentation/admin-guide/cgroup-v2.rst).
 
+mod update;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
-
-use cloister_protocol::v1::StatsResponse;
 
 use crate::boot::CGROUP_ROOT;
 use crate::error::{Context, Error, Kind, Result};
@@ -19,6 +19,27 @@ impl Cgroup {
     /// The cgroup of a container; the id was checked.
     pub fn of(container: &str) -> Self {
         Self { path: Path::new(CGROUP_ROOT).join("cloister").join(container) }
+    }
+
+    /// The cgroup all containers are in.
+    pub fn containers() -> Self {
+        Self { path: Path::new(CGROUP_ROOT).join("cloister") }
+    }
+
+    /// The agent's own.
+    pub fn agent() -> Self {
+        Self { path: Path::new(CGROUP_ROOT).join("agent") }
+    }
+
+    /// Moves this process there and keeps that much memory for it, whatever containers need.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn shelter(&self, bytes: u64) -> Result<()> {
+        let what = || format!("keep {bytes} bytes for {}", self.path.display());
+        fs::create_dir_all(&self.path).context(what)?;
+        fs::write(self.path.join("memory.min"), bytes.to_string()).context(what)?;
+        fs::write(self.path.join("cgroup.procs"), "1").context(what)
     }
 
     /// The cgroup everything is in.
@@ -72,15 +93,49 @@ impl Cgroup {
             return self.kill(deadline);
         }
         // Frozen, so that no process forks or ends between reading the list and the signal.
+        let paused = self.is_paused();
+        self.set_frozen(true)?;
+        self.wait_frozen(deadline);
+        let result = send_all(&self.path, signal);
+        if !paused {
+            self.set_frozen(false)?;
+        }
+        result
+    }
+
+    /// Stops all processes where they are, or lets them go on.
+    ///
+    /// # Errors
+    /// When one does not stop by the deadline: all go on then.
+    pub fn freeze(&self, frozen: bool, deadline: Duration) -> Result<()> {
+        self.set_frozen(frozen)?;
+        if frozen && !self.wait_frozen(deadline) {
+            self.set_frozen(false)?;
+            let what = format!("processes of {} did not stop within {deadline:?}", self.path.display());
+            return Err(Error::new(Kind::Timeout, what));
+        }
+        Ok(())
+    }
+
+    /// Whether all processes are stopped, or are to be.
+    pub fn is_paused(&self) -> bool {
+        self.number("cgroup.freeze") == 1
+    }
+
+    fn set_frozen(&self, frozen: bool) -> Result<()> {
         let freeze = self.path.join("cgroup.freeze");
-        fs::write(&freeze, "1").context(|| format!("write {}", freeze.display()))?;
+        fs::write(&freeze, if frozen { "1" } else { "0" }).context(|| format!("write {}", freeze.display()))
+    }
+
+    fn wait_frozen(&self, deadline: Duration) -> bool {
         let end = Instant::now() + deadline;
-        while self.keyed("cgroup.events", "frozen") == 0 && Instant::now() < end {
+        while self.keyed("cgroup.events", "frozen") == 0 {
+            if Instant::now() >= end {
+                return false;
+            }
             std::thread::sleep(Duration::from_millis(1));
         }
-        let result = send_all(&self.path, signal);
-        fs::write(&freeze, "0").context(|| format!("write {}", freeze.display()))?;
-        result
+        true
     }
 
     /// Removes the cgroup and those below it; they are empty after [`Self::kill`].
@@ -91,31 +146,19 @@ impl Cgroup {
         remove(&self.path).context(|| format!("remove {}", self.path.display()))
     }
 
-    /// The counters a host asks for; files that a cgroup lacks count as 0.
-    pub fn stats(&self) -> StatsResponse {
-        let memory = match self.number("memory.current") {
-            0 if self.path == Path::new(CGROUP_ROOT) => used_memory(),
-            bytes => bytes,
-        };
-        StatsResponse {
-            cpu_usage_micros: self.keyed("cpu.stat", "usage_usec"),
-            memory_bytes: memory,
-            memory_peak_bytes: self.number("memory.peak"),
-            memory_limit_bytes: self.number("memory.max"),
-            memory_working_set_bytes: memory.saturating_sub(self.keyed("memory.stat", "inactive_file")),
-            oom_kills: self.oom_kills(),
-            pids: self.number("pids.current"),
-            ..StatsResponse::default()
-        }
+    /// A file with one number; 0 for `max` and for a file that the cgroup lacks.
+    pub fn number(&self, file: &str) -> u64 {
+        self.read(file).trim().parse().unwrap_or(0)
     }
 
-    fn number(&self, file: &str) -> u64 {
-        let content = fs::read_to_string(self.path.join(file)).unwrap_or_default();
-        content.trim().parse().unwrap_or(0)
+    /// The number of a key in a file of `key number` lines; 0 without one.
+    pub fn keyed(&self, file: &str, key: &str) -> u64 {
+        value(&self.read(file), key)
     }
 
-    fn keyed(&self, file: &str, key: &str) -> u64 {
-        value(&fs::read_to_string(self.path.join(file)).unwrap_or_default(), key)
+    /// The content of a file; empty when the cgroup lacks it.
+    pub fn read(&self, file: &str) -> String {
+        fs::read_to_string(self.path.join(file)).unwrap_or_default()
     }
 }
 
@@ -141,16 +184,6 @@ fn value(content: &str, key: &str) -> u64 {
         .find(|(name, _)| *name == key)
         .and_then(|(_, number)| number.trim().parse().ok())
         .unwrap_or(0)
-}
-
-/// The whole guest's memory in use: the root cgroup has no `memory.current`.
-fn used_memory() -> u64 {
-    let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let kib = |key: &str| -> u64 {
-        let line = meminfo.lines().find_map(|line| line.strip_prefix(key));
-        line.and_then(|rest| rest.split_ascii_whitespace().next()?.parse().ok()).unwrap_or(0)
-    };
-    kib("MemTotal:").saturating_sub(kib("MemFree:")) * 1024
 }
 
 /// Removes the folders below first. The processes were reaped just now, so a cgroup may still be busy for a moment.
