@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
-use tonic::metadata::{Ascii, MetadataMap, MetadataValue};
+use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request};
 
@@ -92,14 +92,6 @@ impl Containerd {
         })?;
         Ok(reply.into_inner())
     }
-}
-
-/// The namespace a call is about.
-pub fn namespace(metadata: &MetadataMap) -> Result<&str> {
-    metadata
-        .get(NAMESPACE)
-        .and_then(|value| value.to_str().ok())
-        .ok_or_else(|| Error::Invalid(format!("the call names no namespace (header {NAMESPACE})")))
 }
 
 /// Whether a runtime name, or the path of a shim, is our shim's.

@@ -10,10 +10,10 @@ use super::convert::{Converter, Wanted};
 use crate::api::diff::v1 as api;
 use crate::api::types::{Descriptor, Mount};
 use crate::blocking;
-use crate::containerd;
 use crate::error::{Error, Result};
 use crate::metrics::Counters;
 use crate::mounts;
+use crate::snapshots::record::client_key;
 use crate::snapshots::state::State;
 
 /// Media type of what was applied: an uncompressed layer.
@@ -33,7 +33,7 @@ impl Service {
         Self { state, converter, counters }
     }
 
-    async fn apply_layer(&self, namespace: &str, diff: &Descriptor, mounts: &[Mount]) -> Result<Descriptor> {
+    async fn apply_layer(&self, diff: &Descriptor, mounts: &[Mount]) -> Result<Descriptor> {
         let Some(dir) = unpack_dir(mounts) else {
             return Err(Error::NotOurs(
                 "the mounts are not those of a cloister snapshot being unpacked".into(),
@@ -61,6 +61,8 @@ impl Service {
                 })?;
                 let size = u64::try_from(diff.size)
                     .map_err(|_| Error::Invalid(format!("layer {digest}: a size of {} bytes", diff.size)))?;
+                // Not from the call's metadata: containerd 1.7 does not pass them on to a differ.
+                let (namespace, _) = client_key(&name);
                 self.converter.layer(Wanted { namespace, digest, size }).await?
             }
         };
@@ -79,14 +81,9 @@ impl api::diff_server::Diff for Service {
         &self,
         request: Request<api::ApplyRequest>,
     ) -> Result<Response<api::ApplyResponse>, Status> {
-        let namespace = containerd::namespace(request.metadata()).map(str::to_owned);
         let request = request.into_inner();
         let diff = request.diff.ok_or_else(|| Error::Invalid("no layer is named".into()))?;
-        let result = match namespace {
-            Ok(namespace) => self.apply_layer(&namespace, &diff, &request.mounts).await,
-            Err(error) => Err(error),
-        };
-        match result {
+        match self.apply_layer(&diff, &request.mounts).await {
             Ok(applied) => Ok(Response::new(api::ApplyResponse { applied: Some(applied) })),
             Err(error) => {
                 if !matches!(error, Error::NotOurs(_)) {
