@@ -12,7 +12,7 @@ use crate::{Error, Netns, Result};
 pub(crate) const TAP_PREFIX: &str = "cltap";
 
 /// Bytes of the families' headers: `ifinfomsg`, `ifaddrmsg`, `rtmsg`, `ndmsg`, `rtnexthop`.
-const LINK: usize = 16;
+pub(crate) const LINK: usize = 16;
 const ADDRESS: usize = 8;
 const ROUTE: usize = 12;
 const NEIGHBOUR: usize = 12;

@@ -11,6 +11,7 @@
 //! takes that apart again. [`Forwarder`] carries connections to the namespace's loopback into the guest. The taps
 //! and the forwarder's rules belong to open descriptors: they vanish with the process that holds them.
 
+mod counters;
 mod error;
 mod forward;
 mod inspect;
@@ -24,6 +25,7 @@ mod tap;
 #[cfg(test)]
 mod tests;
 
+pub use counters::{Counters, counters};
 pub use error::{Error, Result};
 pub use forward::{Forwarder, MAX_CONNECTIONS};
 pub use inspect::inspect;

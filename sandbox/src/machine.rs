@@ -50,6 +50,8 @@ pub struct MachineConfig {
     pub max_cpus: u32,
     /// Whether privileged containers may run in it.
     pub privileged: bool,
+    /// The network namespace its monitor runs in; that of this process if absent.
+    pub netns: Option<PathBuf>,
     /// Hardware virtualisation or emulation.
     pub accel: Accel,
     /// How long kernel and agent may take to come up.
@@ -77,6 +79,7 @@ impl Machine {
         vm.cpus = config.cpus;
         vm.max_cpus = config.max_cpus.max(config.cpus);
         vm.accel = config.accel;
+        vm.netns.clone_from(&config.netns);
         if config.privileged {
             vm.cmdline = "cloister.privileged=1".to_owned();
         }

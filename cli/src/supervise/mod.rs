@@ -219,6 +219,7 @@ async fn run(
         max_memory_bytes: plan.memory,
         cpus: plan.cpus,
         max_cpus: plan.cpus,
+        netns: None,
         privileged: plan.wishes.privileged,
         accel: plan.accel,
         boot_deadline: BOOT,

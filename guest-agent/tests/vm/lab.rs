@@ -123,6 +123,7 @@ impl Lab {
             max_memory_bytes: 1024 * MIB,
             cpus: 1,
             max_cpus: 1,
+            netns: None,
             privileged,
             accel: Accel::Auto,
             boot_deadline: Duration::from_secs(60),

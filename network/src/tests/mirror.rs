@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use super::{Guest, Space, guest_of, pair, transfer, veth};
-use crate::{inspect, mirror, remove};
+use crate::{counters, inspect, mirror, remove};
 
 #[tokio::test]
 async fn the_guest_stands_where_the_pod_stood() {
@@ -154,4 +154,18 @@ async fn a_filter_fits_beside_somebody_elses() {
     assert!(pod.tc("qdisc show dev eth0").contains("clsact"));
     assert_eq!(pod.tc("filter show dev eth0 ingress"), "");
     drop::<Guest>(guest);
+}
+
+#[tokio::test]
+async fn what_the_guest_sends_and_receives_is_counted() {
+    let (host, pod) = pair();
+    let (interfaces, guest) = guest_of(&pod).await;
+    let before = counters(&pod.netns(), &interfaces).await.unwrap();
+    transfer(&host, &guest.space, "10.9.0.2:80", "10.9.0.2:80", 3 << 20);
+    transfer(&guest.space, &host, "10.9.0.1:80", "10.9.0.1:80", 1 << 20);
+    let after = counters(&pod.netns(), &interfaces).await.unwrap();
+    let (rx, tx) = (after[0].rx_bytes - before[0].rx_bytes, after[0].tx_bytes - before[0].tx_bytes);
+    assert_eq!(after[0].name, "eth0");
+    assert!((3 << 20..4 << 20).contains(&rx) && (1 << 20..2 << 20).contains(&tx), "{rx} {tx}");
+    assert!(after[0].rx_packets > before[0].rx_packets && after[0].tx_packets > before[0].tx_packets);
 }
