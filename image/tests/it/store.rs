@@ -233,7 +233,8 @@ fn a_layer_that_is_not_what_was_asked_for_leaves_nothing() {
     let (_dir, store) = store();
     let blob = gzip(&tar(&[("file", b"content")]));
     let expected = cloister_layer::Expected { digest: Some(Digest::of(b"other")), ..Default::default() };
-    let error = store.add_layer(blob.as_slice(), "layer x", &expected, &Default::default(), "one").unwrap_err();
+    let error =
+        store.add_layer(blob.as_slice(), "layer x", &expected, &Default::default(), "one").unwrap_err();
     assert!(
         error.to_string().starts_with("layer layer x:") || error.to_string().contains("digest"),
         "{error}"
