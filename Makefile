@@ -3,13 +3,13 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz bench check build guest kernel setup images
+.PHONY: help demo test fuzz bench check build guest kernel kernel-reproducible setup images
 
 GUEST := target/microvm
 export CLOISTER_KERNEL := $(CURDIR)/$(GUEST)
 
 help: ## list the commands
-	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 22
 
 demo: build images ## import a Debian root and run commands in a microVM
 	@scripts/demo.sh
@@ -35,6 +35,9 @@ guest: setup kernel ## kernel and initramfs of the guest, in target/microvm
 
 kernel: setup ## the guest kernel, from the cache when its inputs are unchanged
 	@kernel/build.sh >/dev/null
+
+kernel-reproducible: setup ## build the guest kernel once more elsewhere and compare (17 minutes of processor time)
+	@kernel/reproduce.sh
 
 images: setup ## the Debian images that demo, tests and benchmarks use
 	@scripts/debian-image.sh demo >/dev/null

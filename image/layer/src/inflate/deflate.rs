@@ -337,10 +337,19 @@ fn fast<S, O: Output>(bits: &mut Bits<S>, window: &mut Window<O>, tables: &Table
 
     macro_rules! consume {
         ($entry:expr) => {
-            let taken = $entry & 0x3f;
-            buffer >>= taken;
-            count -= taken;
+            // The low six bits count, in both; the others are never looked at.
+            buffer = buffer.wrapping_shr($entry);
+            count = count.wrapping_sub($entry);
         };
+    }
+    macro_rules! refill {
+        ($ahead:expr, $at:expr) => {{
+            let at = $at;
+            buffer |= word($ahead, at).wrapping_shl(count);
+            let taken = (63 - (count & 63)) as usize >> 3;
+            count |= 56;
+            at + taken
+        }};
     }
     macro_rules! look_up {
         ($table:expr, $bits:expr) => {
@@ -348,6 +357,15 @@ fn fast<S, O: Output>(bits: &mut Bits<S>, window: &mut Window<O>, tables: &Table
         };
     }
 
+    // Looked up ahead of the refill that each round begins with, so that it need not wait for that: enough bits are left
+    // from the round before.
+    let mut entry = match input.get(pos..).and_then(|rest| rest.first_chunk::<FAST_INPUT>()) {
+        Some(ahead) => {
+            pos += refill!(ahead, 0);
+            look_up!(litlen, LITLEN_BITS)
+        }
+        None => return Ok(false),
+    };
     let done = loop {
         let Some(ahead) = input.get(pos..).and_then(|rest| rest.first_chunk::<FAST_INPUT>()) else {
             break Ok(false);
@@ -355,12 +373,9 @@ fn fast<S, O: Output>(bits: &mut Bits<S>, window: &mut Window<O>, tables: &Table
         let Some(room) = out.get_mut(at..).and_then(|rest| rest.first_chunk_mut::<FAST_OUTPUT>()) else {
             break Ok(false);
         };
-        // At least 56 valid bits from here: enough for three literals, or two and a length.
-        buffer |= word(ahead, 0) << count;
-        let first = (63 - (count & 63)) as usize >> 3;
-        count |= 56;
+        // At least 56 valid bits from here: enough for three literals, or two and a length, with a look ahead.
+        let next = refill!(ahead, 0);
         let mut literals = 0;
-        let mut entry = look_up!(litlen, LITLEN_BITS);
         if entry & LITERAL != 0 {
             consume!(entry);
             room[0] = (entry >> 16) as u8;
@@ -375,7 +390,8 @@ fn fast<S, O: Output>(bits: &mut Bits<S>, window: &mut Window<O>, tables: &Table
                     consume!(entry);
                     room[2] = (entry >> 16) as u8;
                     at += 3;
-                    pos += first;
+                    pos += next;
+                    entry = look_up!(litlen, LITLEN_BITS);
                     continue;
                 }
             }
@@ -383,49 +399,50 @@ fn fast<S, O: Output>(bits: &mut Bits<S>, window: &mut Window<O>, tables: &Table
         if entry & EXCEPTIONAL != 0 {
             if entry & LINK != 0 {
                 buffer >>= LITLEN_BITS;
-                count -= LITLEN_BITS as u32;
+                count = count.wrapping_sub(LITLEN_BITS as u32);
                 entry = litlen[subtable(entry, buffer)];
                 if entry & LITERAL != 0 {
                     consume!(entry);
                     room[literals] = (entry >> 16) as u8;
                     at += literals + 1;
-                    pos += first;
+                    pos += next;
+                    entry = look_up!(litlen, LITLEN_BITS);
                     continue;
                 }
             }
             if entry & EXCEPTIONAL != 0 {
                 consume!(entry);
                 at += literals;
-                pos += first;
+                pos += next;
                 break if entry & END != 0 { Ok(true) } else { Err(Damage::Symbol) };
             }
         }
         let len = with_extra(entry, buffer);
         consume!(entry);
-        // A distance takes up to 28 bits.
-        buffer |= word(ahead, first) << count;
-        pos += first + ((63 - (count & 63)) as usize >> 3);
-        count |= 56;
+        // 14 bits are left at least, the look takes 8; with what it leads to, a distance takes up to 28.
+        let mut distance = look_up!(distances, DISTANCE_BITS);
+        pos += refill!(ahead, next);
         at += literals;
-        let mut entry = look_up!(distances, DISTANCE_BITS);
-        if entry & EXCEPTIONAL != 0 {
-            if entry & LINK != 0 {
+        if distance & EXCEPTIONAL != 0 {
+            if distance & LINK != 0 {
                 buffer >>= DISTANCE_BITS;
-                count -= DISTANCE_BITS as u32;
-                entry = distances[subtable(entry, buffer)];
+                count = count.wrapping_sub(DISTANCE_BITS as u32);
+                distance = distances[subtable(distance, buffer)];
             }
-            if entry & EXCEPTIONAL != 0 {
+            if distance & EXCEPTIONAL != 0 {
                 break Err(Damage::Symbol);
             }
         }
-        let distance = with_extra(entry, buffer);
-        consume!(entry);
-        if distance > at - origin {
+        let back = with_extra(distance, buffer);
+        consume!(distance);
+        entry = look_up!(litlen, LITLEN_BITS);
+        if back > at - origin {
             break Err(Damage::Distance);
         }
-        copy(out, at, distance, len);
+        copy(out, at, back, len);
         at += len;
     };
+    count &= 63;
     bits.piece.start = pos;
     bits.count = count;
     bits.buffer = buffer & ((1u64 << (count & 63)) - 1);
@@ -457,32 +474,44 @@ fn with_extra(entry: u32, buffer: u64) -> usize {
 /// Copies `len` bytes from `distance` before `at`. May write up to 31 bytes too many.
 #[inline(always)]
 fn copy(out: &mut [u8], at: usize, distance: usize, len: usize) {
-    let (before, here) = out.split_at_mut(at);
-    let from = at - distance;
-    if distance >= 32
-        && let (Some(source), Some(target)) =
-            (before[from..].first_chunk::<32>(), here.first_chunk_mut::<32>())
-    {
-        // Most matches end here; the constant length makes this two loads and two stores.
-        *target = *source;
-        if len <= 32 {
-            return;
+    if distance >= 32 {
+        // Most matches end with the first piece; the constant length makes it a load and a store or two.
+        pieces::<32>(out, at, distance, len);
+    } else if distance >= 8 {
+        pieces::<8>(out, at, distance, len);
+    } else if distance == 1 {
+        let byte = out[at - 1];
+        out[at..at + len].fill(byte);
+    } else {
+        // The match overlaps itself within a word: what is there grows by doubling.
+        let (before, here) = out.split_at_mut(at);
+        let first = distance.min(len);
+        here[..first].copy_from_slice(&before[at - distance..][..first]);
+        let mut done = first;
+        while done < len {
+            let now = done.min(len - done);
+            here.copy_within(..now, done);
+            done += now;
         }
     }
-    if distance >= len {
-        here[..len].copy_from_slice(&before[from..from + len]);
-        return;
-    }
-    if distance == 1 {
-        here[..len].fill(before[from]);
-        return;
-    }
-    // The match overlaps itself: what is there grows by doubling.
-    here[..distance].copy_from_slice(&before[from..]);
-    let mut done = distance;
-    while done < len {
-        let now = done.min(len - done);
-        here.copy_within(..now, done);
-        done += now;
+}
+
+/// Copies in pieces of `N` bytes, each from what is there before it is written: `distance` is `N` at least.
+#[inline(always)]
+fn pieces<const N: usize>(out: &mut [u8], at: usize, distance: usize, len: usize) {
+    let mut done = 0;
+    loop {
+        let (before, here) = out.split_at_mut(at + done);
+        let (Some(source), Some(target)) =
+            (before[at + done - distance..].first_chunk::<N>(), here.first_chunk_mut::<N>())
+        else {
+            debug_assert!(false, "FAST_OUTPUT leaves room for the last piece");
+            return;
+        };
+        *target = *source;
+        done += N;
+        if done >= len {
+            return;
+        }
     }
 }

@@ -23,6 +23,8 @@ const INVALID: u32 = EXCEPTIONAL | 1 << 12;
 
 /// Longest code, bits.
 const MAX_BITS: usize = 15;
+/// Most symbols of a code: those for literals and lengths, two of them never used.
+const MAX_SYMBOLS: usize = 288;
 pub(super) const LITLEN_BITS: usize = 11;
 pub(super) const DISTANCE_BITS: usize = 8;
 pub(super) const PRECODE_BITS: usize = 7;
@@ -97,18 +99,28 @@ pub(super) fn build(
         }
         table[..1 << bits].fill(INVALID | 1);
     }
+    // Symbols by length, as their codes follow each other.
+    let mut sorted = [0u16; MAX_SYMBOLS];
+    let mut place = [0usize; MAX_BITS + 2];
+    for len in 1..=MAX_BITS {
+        place[len + 1] = place[len] + usize::from(count[len]);
+    }
+    for (symbol, len) in lengths.iter().enumerate().filter(|(_, len)| **len > 0) {
+        let slot = &mut place[usize::from(*len & 15)];
+        sorted[*slot] = symbol as u16;
+        *slot += 1;
+    }
+    let mut sorted = &sorted[..];
     // One size for all subtables: simple, and there are few.
     let sub_bits = longest.saturating_sub(bits);
     let mut free = 1 << bits;
     let mut prefix = usize::MAX;
     for len in 1..=longest {
-        if count[len] == 0 {
-            continue;
-        }
-        let symbols = lengths.iter().enumerate().filter(|(_, l)| usize::from(**l) == len);
-        for (code, (symbol, _)) in (next[len]..).zip(symbols) {
+        let (symbols, rest) = sorted.split_at(usize::from(count[len]));
+        sorted = rest;
+        for (code, symbol) in (next[len]..).zip(symbols) {
             let reversed = (code.reverse_bits() >> (32 - len)) as usize;
-            let whole = entry(symbol) + ((len as u32) << 8) + len as u32;
+            let whole = entry(usize::from(*symbol)) + ((len as u32) << 8) + len as u32;
             if len <= bits {
                 table[..1 << bits][reversed..].iter_mut().step_by(1 << len).for_each(|slot| *slot = whole);
                 continue;
@@ -120,7 +132,7 @@ pub(super) fn build(
                 free += 1 << sub_bits;
             }
             // Inside a subtable the main table's bits are consumed already.
-            let whole = entry(symbol) + ((len - bits) as u32 * 0x101);
+            let whole = entry(usize::from(*symbol)) + ((len - bits) as u32 * 0x101);
             table[free - (1 << sub_bits)..free][reversed >> bits..]
                 .iter_mut()
                 .step_by(1 << (len - bits))
