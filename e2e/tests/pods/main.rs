@@ -7,9 +7,7 @@ macro_rules! cases {
     ($([$($image:expr),*])? $($case:ident),+ $(,)?) => {
         cases!(@module runc_on_1_7 V1_7 Runc [$($($image),*)?] $($case),+);
         cases!(@module runc_on_2_1 V2_1 Runc [$($($image),*)?] $($case),+);
-        cases!(@module cloister_on_1_7 V1_7 Cloister [$($($image),*)?] $($case),+);
-        cases!(@module cloister_on_2_1 V2_1 Cloister [$($($image),*)?] $($case),+);
-        cases!(@module cloister_sandbox_on_2_1 V2_1 CloisterSandbox [$($($image),*)?] $($case),+);
+        microvm_cases!([$($($image),*)?] $($case),+);
     };
     (@module $module:ident $version:ident $handler:ident $images:tt $($case:ident),+) => {
         mod $module {
@@ -26,6 +24,16 @@ macro_rules! cases {
     };
 }
 
+/// The same for microVMs alone.
+macro_rules! microvm_cases {
+    ($([$($image:expr),*])? $($case:ident),+ $(,)?) => {
+        cases!(@module cloister_on_1_7 V1_7 Cloister [$($($image),*)?] $($case),+);
+        cases!(@module cloister_on_2_1 V2_1 Cloister [$($($image),*)?] $($case),+);
+        cases!(@module cloister_sandbox_on_2_1 V2_1 CloisterSandbox [$($($image),*)?] $($case),+);
+    };
+}
+
+mod death;
 mod life;
 mod logs;
 mod network;

@@ -12,6 +12,15 @@ cases!([LAYERS, CONFIGURED]
     a_shadowed_folder_of_the_image_fills_nothing_else,
 );
 
+/// Images that the overlayfs snapshotter unpacked, in microVMs; layers that `cloister-node` mounts, in containers.
+mod of_other_snapshotters {
+    use super::*;
+    cases!(@module cloister_overlayfs_on_1_7 V1_7 CloisterOverlayfs [LAYERS, CONFIGURED] all_of_many_layers_are_there, what_the_image_says_is_the_default, the_image_is_not_changed_by_writing);
+    cases!(@module cloister_overlayfs_on_2_1 V2_1 CloisterOverlayfs [LAYERS, CONFIGURED] all_of_many_layers_are_there, what_the_image_says_is_the_default, the_image_is_not_changed_by_writing);
+    cases!(@module runc_layers_on_1_7 V1_7 RuncLayers [LAYERS, CONFIGURED] all_of_many_layers_are_there, what_the_image_says_is_the_default, the_image_is_not_changed_by_writing);
+    cases!(@module runc_layers_on_2_1 V2_1 RuncLayers [LAYERS, CONFIGURED] all_of_many_layers_are_there, what_the_image_says_is_the_default, the_image_is_not_changed_by_writing);
+}
+
 fn all_of_many_layers_are_there(rig: &Rig) -> Result<()> {
     let pod = rig.pod()?;
     let config = spec::container(
