@@ -20,6 +20,15 @@ test: build images ## every test, virtual machines included
 fuzz: setup ## every fuzz target for FUZZ_SECONDS (20) seconds
 	@scripts/fuzz.sh
 
+e2e: build ## pods under real containerds: microVMs, and containers beside them
+	@scripts/test.sh -p cloister-e2e -E 'binary(pods)'
+
+e2e-full: build ## the same on every handler and version, and the long runs: cycles, deaths, execs, gigabytes
+	@scripts/test.sh -p cloister-e2e --profile full --no-capture -E 'binary(pods) + binary(endurance)'
+
+bench-pods: build ## pods beside runc's on the same containerd, into target/bench-pods.json
+	@scripts/bench.sh --bin bench-pods
+
 bench: build images ## the figures of docs/performance.md, into target/bench.json
 	@scripts/bench.sh
 
@@ -28,7 +37,7 @@ check: ## format, lint, documents, dependencies and licences
 	@scripts/check.sh
 
 build: setup kernel guest ## the programs and the guest
-	cargo build --release --locked -p cloister
+	cargo build --release --locked -p cloister -p cloister-shim -p cloister-node
 
 guest: setup kernel ## kernel and initramfs of the guest, in target/microvm
 	@scripts/guest.sh $(GUEST)

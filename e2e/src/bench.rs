@@ -3,6 +3,7 @@
 pub mod boot;
 pub mod conversion;
 pub mod plot;
+pub mod pods;
 pub mod stdio;
 
 use std::io::Write;

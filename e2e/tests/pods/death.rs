@@ -10,15 +10,12 @@ use cloister_e2e::cri::spec::{ContainerConfigExt, PodConfigExt};
 use cloister_e2e::rig::Container;
 use cloister_e2e::{Pod, Rig};
 
-cases!(
-    a_killed_shim_fails_the_containers,
-    pods_go_on_while_containerd_restarts,
-    pods_go_on_after_containerd_was_killed,
-);
+cases!(pods_go_on_while_containerd_restarts, pods_go_on_after_containerd_was_killed,);
 
 mod of_microvms {
     use super::*;
     microvm_cases!(
+        a_killed_shim_fails_the_containers,
         a_killed_monitor_fails_the_containers,
         a_killed_monitor_under_load_fails_the_containers,
         a_monitor_killed_while_it_starts_fails_the_pod,
