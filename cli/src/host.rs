@@ -1,48 +1,18 @@
 //! The programs of this machine that a virtual machine needs, and who runs them.
 
-use std::env;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Result, bail};
-use cloister_vmm::{Host, User};
+use cloister_sandbox::programs;
+use cloister_vmm::Host;
+
+pub use cloister_sandbox::programs::{firmware, qemu};
 
 use crate::paths;
 
-/// First of the user ids that VMMs run as when this program is root; the supervisor's process id is added, which no
-/// other live supervisor has. The range ends below 0x7040_0000 and systemd keeps it free of other uses
-/// (systemd, `docs/UIDS-GIDS.md`).
-const FIRST_UID: u32 = 0x7000_0000;
-
-/// The firmware beside QEMU's other data, in the places distributions put it.
-const FIRMWARE: [&str; 3] =
-    ["/usr/share/qemu/qboot.rom", "/usr/share/qemu-kvm/qboot.rom", "/usr/local/share/qemu/qboot.rom"];
-
-/// Places of virtiofsd outside PATH.
-const VIRTIOFSD: [&str; 4] = [
-    "/usr/libexec/virtiofsd",
-    "/usr/lib/virtiofsd",
-    "/usr/lib/qemu/virtiofsd",
-    "/usr/local/libexec/virtiofsd",
-];
-
-/// QEMU's system emulator for this machine's architecture.
-pub fn qemu() -> Option<PathBuf> {
-    let name = if cfg!(target_arch = "aarch64") { "qemu-system-aarch64" } else { "qemu-system-x86_64" };
-    from_variable("CLOISTER_QEMU").or_else(|| in_path(name))
-}
-
-/// The firmware that only starts a kernel.
-pub fn firmware() -> Option<PathBuf> {
-    from_variable("CLOISTER_FIRMWARE")
-        .or_else(|| FIRMWARE.iter().map(PathBuf::from).find(|path| path.is_file()))
-}
-
 /// The daemon that shares folders.
 pub fn virtiofsd() -> Option<PathBuf> {
-    from_variable("CLOISTER_VIRTIOFSD")
-        .or_else(|| in_path("virtiofsd"))
-        .or_else(|| VIRTIOFSD.iter().map(PathBuf::from).find(|path| path.is_file()))
-        .or_else(built)
+    programs::virtiofsd().or_else(built)
 }
 
 /// The newest one that the project's set-up script built.
@@ -71,28 +41,5 @@ pub fn find(shares: bool) -> Result<Host> {
         }
         None => PathBuf::from("virtiofsd"),
     };
-    Ok(Host { qemu, firmware, virtiofsd, user: user() })
-}
-
-/// Who runs the VMM when this process is root.
-fn user() -> Option<User> {
-    let id = FIRST_UID | (std::process::id() & 0x3f_ffff);
-    rustix::process::geteuid().is_root().then_some(User { uid: id, gid: id })
-}
-
-fn from_variable(name: &str) -> Option<PathBuf> {
-    env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute())
-}
-
-fn in_path(name: &str) -> Option<PathBuf> {
-    // A daemon's PATH often lacks the administrator's folders.
-    let path = env::var_os("PATH").unwrap_or_default();
-    env::split_paths(&path)
-        .chain(["/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/bin"].map(PathBuf::from))
-        .map(|folder| folder.join(name))
-        .find(|candidate| is_executable(candidate))
-}
-
-fn is_executable(path: &Path) -> bool {
-    path.is_file() && rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok()
+    Ok(Host { qemu, firmware, virtiofsd, user: programs::user() })
 }

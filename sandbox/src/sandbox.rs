@@ -37,28 +37,57 @@ struct Used {
     containers: BTreeSet<String>,
 }
 
-impl Sandbox {
-    /// Starts a generic virtual machine and greets its agent.
+/// A microVM whose kernel comes up; dropping it ends it.
+pub struct Booting {
+    machine: Machine,
+    timings: Timings,
+    deadline: Duration,
+    privileged: bool,
+}
+
+impl Booting {
+    /// Starts a generic virtual machine; returns when its processors run.
     ///
     /// # Errors
-    /// When the machine does not start, ends again, or its agent does not answer in time or is of another release.
-    pub async fn boot(config: &MachineConfig) -> Result<Self, Error> {
+    /// When the machine does not start.
+    pub async fn start(config: &MachineConfig) -> Result<Self, Error> {
         let mut timings = Timings::start();
         let machine = Machine::start(config).await?;
         timings.reached(Step::Vmm);
-        let dialer = machine.dialer();
+        Ok(Self { machine, timings, deadline: config.boot_deadline, privileged: config.privileged })
+    }
+
+    /// Process id of the machine's monitor.
+    pub fn pid(&self) -> u32 {
+        self.machine.pid()
+    }
+
+    /// Plugs a network interface, which the guest then finds as it comes up.
+    ///
+    /// # Errors
+    /// When it can't be plugged.
+    pub async fn plug_tap(&self, tap: Tap) -> Result<(), Error> {
+        self.machine.plug_tap(tap).await
+    }
+
+    /// Greets the agent.
+    ///
+    /// # Errors
+    /// When the machine ends, or its agent does not answer in time or is of another release.
+    pub async fn ready(self) -> Result<Sandbox, Error> {
+        let Self { machine, mut timings, deadline, privileged } = self;
         let (agent, guest) = tokio::select! {
-            answer = Agent::connect(dialer, config.boot_deadline) => answer?,
+            answer = Agent::connect(machine.dialer(), deadline) => answer?,
             reason = machine.ended() => return Err(Error::Ended(reason)),
         };
         timings.reached(Step::Agent);
-        if config.privileged && !guest.privileged {
+        if privileged && !guest.privileged {
             return Err(Error::Reply {
                 call: "say hello to the guest agent",
                 why: "the guest does not know that it may run privileged containers",
             });
         }
-        Ok(Self {
+        Ok(Sandbox {
             machine,
             agent,
             guest,
@@ -66,6 +95,16 @@ impl Sandbox {
             disks: tokio::sync::Mutex::default(),
             used: Mutex::default(),
         })
+    }
+}
+
+impl Sandbox {
+    /// Starts a generic virtual machine and greets its agent.
+    ///
+    /// # Errors
+    /// When the machine does not start, ends again, or its agent does not answer in time or is of another release.
+    pub async fn boot(config: &MachineConfig) -> Result<Self, Error> {
+        Booting::start(config).await?.ready().await
     }
 
     /// The guest's agent.
@@ -152,6 +191,14 @@ impl Sandbox {
         self.machine.resize(memory_bytes, cpus).await?;
         self.while_alive(self.agent.grow(cpus, memory_bytes)).await?;
         Ok(())
+    }
+
+    /// Offers the guest less memory in total (bytes, a multiple of 2 MiB); it gives back what it can in its own time.
+    ///
+    /// # Errors
+    /// When it is less than at boot.
+    pub async fn shrink(&self, memory_bytes: u64) -> Result<(), Error> {
+        self.machine.resize(memory_bytes, 0).await
     }
 
     /// Plugs a container's disks, stacks its root filesystem and prepares its process, which waits for

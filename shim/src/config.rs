@@ -1,0 +1,225 @@
+//! `/etc/cloister/config.toml`: what a node's administrator may say. Every key is optional.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use cloister_sandbox::{Kernel, programs};
+use cloister_vmm::{Accel, Host, MEMORY_STEP, MIB};
+use serde::Deserialize;
+
+/// Where the file is unless `CLOISTER_CONFIG` names another.
+const PATH: &str = "/etc/cloister/config.toml";
+/// Where packages put the guest's kernel.
+const KERNELS: [&str; 2] = ["/usr/local/share/cloister/kernel", "/usr/share/cloister/kernel"];
+
+/// The file.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Folder with `vmlinux` and `initramfs`.
+    kernel: Option<PathBuf>,
+    qemu: Option<PathBuf>,
+    firmware: Option<PathBuf>,
+    virtiofsd: Option<PathBuf>,
+    /// `auto`, `kvm` or `tcg`.
+    accel: Accel,
+    /// Folder of the pods' state.
+    pub run: PathBuf,
+    /// MiB of memory of a pod whose containers say nothing.
+    default_memory: u64,
+    /// MiB of memory that the guest's kernel and agent take, on top of the containers'.
+    overhead: u64,
+    /// MiB of memory that a pod may grow to.
+    max_memory: u64,
+    /// Processors of a pod whose containers say nothing.
+    default_cpus: u32,
+    /// Processors that a pod may grow to; 0 for those of the node.
+    max_cpus: u32,
+    /// MiB a container may write to its root filesystem.
+    scratch: u64,
+    /// MiB of an emptyDir volume that has no limit of its own.
+    empty_dir: u64,
+    /// Folder of disks that live as long as a pod.
+    pub disks: PathBuf,
+    /// Seconds a guest may take to boot.
+    pub boot_seconds: u64,
+    /// What is logged.
+    pub log: Log,
+}
+
+/// What is logged, and how.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Log {
+    /// A filter in the notation of `RUST_LOG`. Read again on SIGUSR1.
+    pub level: String,
+    /// JSON documents in place of text.
+    pub json: bool,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { level: "info".to_owned(), json: false }
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            kernel: None,
+            qemu: None,
+            firmware: None,
+            virtiofsd: None,
+            accel: Accel::Auto,
+            run: "/run/cloister".into(),
+            default_memory: 512,
+            overhead: 64,
+            max_memory: 8192,
+            default_cpus: 1,
+            max_cpus: 0,
+            scratch: 16 << 10,
+            empty_dir: 8 << 10,
+            disks: "/var/lib/cloister/disks".into(),
+            boot_seconds: 60,
+            log: Log::default(),
+        }
+    }
+}
+
+impl Config {
+    /// Reads the file; a missing one is as good as an empty one.
+    pub fn load() -> Result<Self> {
+        let path = std::env::var_os("CLOISTER_CONFIG").map_or_else(|| PathBuf::from(PATH), PathBuf::from);
+        match std::fs::read_to_string(&path) {
+            Ok(text) => Self::parse(&text).with_context(|| format!("cannot use {}", path.display())),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Self::default()),
+            Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
+        }
+    }
+
+    fn parse(text: &str) -> Result<Self> {
+        let config: Self = toml::from_str(text)?;
+        if config.default_memory == 0 || config.overhead == 0 || config.default_cpus == 0 {
+            bail!("default_memory, overhead and default_cpus can't be 0");
+        }
+        Ok(config)
+    }
+
+    /// The guest's kernel.
+    pub fn kernel(&self) -> Result<Kernel> {
+        let named = std::env::var_os("CLOISTER_KERNEL").map(PathBuf::from);
+        let folders = named.into_iter().chain(self.kernel.clone()).chain(KERNELS.map(PathBuf::from));
+        for folder in folders {
+            let kernel = Kernel { vmlinux: folder.join("vmlinux"), initramfs: folder.join("initramfs") };
+            if kernel.vmlinux.is_file() && kernel.initramfs.is_file() {
+                return Ok(kernel);
+            }
+        }
+        bail!("no guest kernel found: name a folder with vmlinux and initramfs as `kernel` in {PATH}")
+    }
+
+    /// The programs of the node.
+    pub fn host(&self) -> Result<Host> {
+        let pick = |own: &Option<PathBuf>, found: fn() -> Option<PathBuf>| own.clone().or_else(found);
+        let missing = |what: &str| format!("{what} is not installed; name it in {PATH}");
+        Ok(Host {
+            qemu: pick(&self.qemu, programs::qemu).with_context(|| missing("QEMU"))?,
+            firmware: pick(&self.firmware, programs::firmware)
+                .with_context(|| missing("QEMU's firmware qboot.rom"))?,
+            // Needed once something is shared; its absence is an error then.
+            virtiofsd: pick(&self.virtiofsd, programs::virtiofsd).unwrap_or_else(|| "virtiofsd".into()),
+            user: programs::user(),
+        })
+    }
+
+    /// Hardware virtualisation or emulation.
+    pub fn accel(&self) -> Accel {
+        self.accel
+    }
+
+    /// Bytes of memory for containers that may use `limits` bytes; `None` when they say nothing.
+    pub fn memory(&self, limits: Option<u64>) -> u64 {
+        let wanted = limits.unwrap_or(self.default_memory * MIB).saturating_add(self.overhead * MIB);
+        wanted.div_ceil(MEMORY_STEP).saturating_mul(MEMORY_STEP)
+    }
+
+    /// Bytes of memory a pod may grow to.
+    pub fn max_memory(&self) -> u64 {
+        (self.max_memory * MIB).div_ceil(MEMORY_STEP) * MEMORY_STEP
+    }
+
+    /// Bytes of memory that containers without a limit are counted with.
+    pub fn default_memory(&self) -> u64 {
+        self.default_memory * MIB
+    }
+
+    /// Processors for containers that may use `millis` thousandths of one; `None` when they say nothing.
+    pub fn cpus(&self, millis: Option<u64>) -> u32 {
+        let wanted = millis
+            .map_or(self.default_cpus, |millis| u32::try_from(millis.div_ceil(1000)).unwrap_or(u32::MAX));
+        wanted.clamp(1, self.max_cpus())
+    }
+
+    /// Processors a pod may grow to.
+    pub fn max_cpus(&self) -> u32 {
+        let node = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let most = if self.max_cpus == 0 { u32::try_from(node).unwrap_or(1) } else { self.max_cpus };
+        most.clamp(1, 255)
+    }
+
+    /// Bytes a container may write to its root filesystem.
+    pub fn scratch(&self) -> u64 {
+        self.scratch * MIB
+    }
+
+    /// Bytes of an emptyDir volume without a limit.
+    pub fn empty_dir(&self) -> u64 {
+        self.empty_dir * MIB
+    }
+
+    /// The folder of one pod's state.
+    pub fn folder(&self, namespace: &str, pod: &str) -> PathBuf {
+        self.run.join("pods").join(namespace).join(pod)
+    }
+}
+
+/// Whether a name may be part of a path.
+pub fn is_name(name: &str) -> bool {
+    !matches!(name, "" | "." | "..")
+        && name.len() <= 128
+        && Path::new(name).components().count() == 1
+        && !name.contains('/')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_file_is_the_default() {
+        let config = Config::parse("").unwrap();
+        assert_eq!(config.run, Path::new("/run/cloister"));
+        assert_eq!(config.memory(None), (512 + 64) * MIB);
+        assert_eq!(config.log, Log::default());
+    }
+
+    #[test]
+    fn a_misspelt_key_is_an_error() {
+        assert!(Config::parse("default_memmory = 3").unwrap_err().to_string().contains("default_memmory"));
+        assert!(Config::parse("default_memory = 0").is_err());
+    }
+
+    #[test]
+    fn sizes_are_the_limits_and_the_overhead() {
+        let config =
+            Config::parse("overhead = 32\nmax_cpus = 4\n[log]\nlevel = \"debug\"\njson = true").unwrap();
+        assert_eq!(config.memory(Some(100 * MIB + 1)), 134 * MIB);
+        assert_eq!((config.cpus(Some(1)), config.cpus(Some(1001)), config.cpus(Some(90_000))), (1, 2, 4));
+        assert!(config.log.json);
+    }
+
+    #[test]
+    fn names_never_leave_their_folder() {
+        assert!(is_name("k8s.io") && !is_name("..") && !is_name("a/b") && !is_name(""));
+    }
+}

@@ -1,0 +1,143 @@
+//! One pod: its machine, its containers, their processes.
+
+mod container;
+mod machine;
+mod network;
+mod processes;
+mod resources;
+mod setup;
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::watch;
+
+pub use self::container::{Container, NewContainer};
+pub use self::machine::{Machine, Stage};
+pub use self::setup::{Setup, host_network};
+use crate::config::Config;
+use crate::events::Events;
+use crate::failure::{Failure, Result};
+use crate::process::Process;
+use crate::state::{State, StateFile};
+
+/// A pod.
+pub struct Pod {
+    /// The sandbox's id.
+    pub id: String,
+    config: Config,
+    /// Its folder of state.
+    folder: PathBuf,
+    events: Events,
+    state: Mutex<StateFile>,
+    stage: watch::Sender<Stage>,
+    /// The monitor's process id, 0 before there is one.
+    pid: AtomicU32,
+    containers: Mutex<HashMap<String, Arc<Container>>>,
+    stopping: tokio::sync::Mutex<()>,
+    /// True once the shim has nothing left to do.
+    finished: watch::Sender<bool>,
+}
+
+impl Pod {
+    /// A pod of which nothing exists but its folder.
+    pub fn new(namespace: &str, id: String, config: Config, events: Events, state: StateFile) -> Arc<Self> {
+        let folder = config.folder(namespace, &id);
+        Arc::new(Self {
+            id,
+            config,
+            folder,
+            events,
+            state: Mutex::new(state),
+            stage: watch::channel(Stage::Absent).0,
+            pid: AtomicU32::new(0),
+            containers: Mutex::default(),
+            stopping: tokio::sync::Mutex::default(),
+            finished: watch::channel(false).0,
+        })
+    }
+
+    /// What stands for the processes of the guest on the host: the monitor's process id.
+    pub fn pid(&self) -> u32 {
+        self.pid.load(Ordering::Relaxed)
+    }
+
+    /// How far its machine has come.
+    pub fn stage(&self) -> Stage {
+        self.stage.borrow().clone()
+    }
+
+    /// Waits until the machine is gone and says why.
+    pub async fn gone(&self) -> String {
+        let mut stage = self.stage.subscribe();
+        let gone = stage.wait_for(|stage| matches!(stage, Stage::Gone(_))).await;
+        match gone.as_deref() {
+            Ok(Stage::Gone(reason)) => reason.clone(),
+            _ => "the pod is gone".to_owned(),
+        }
+    }
+
+    /// Ends the shim once what is going on is done.
+    pub fn finish(&self) {
+        self.finished.send_replace(true);
+    }
+
+    /// Waits for [`Pod::finish`].
+    pub async fn finished(&self) {
+        // The sender lives as long as this.
+        let _ = self.finished.subscribe().wait_for(|finished| *finished).await;
+    }
+
+    /// What is on disk.
+    pub fn recorded(&self) -> State {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).state().clone()
+    }
+
+    fn update(&self, change: impl FnOnce(&mut State)) -> anyhow::Result<()> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).update(change)
+    }
+
+    fn containers(&self) -> MutexGuard<'_, HashMap<String, Arc<Container>>> {
+        self.containers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A container of the pod.
+    ///
+    /// # Errors
+    /// When there is none with this id.
+    pub fn container(&self, id: &str) -> Result<Arc<Container>> {
+        self.containers()
+            .get(id)
+            .cloned()
+            .ok_or_else(|| Failure::NotFound(format!("container {id} is not known: not found")))
+    }
+
+    /// Whether it has no containers.
+    pub fn is_empty(&self) -> bool {
+        self.containers().is_empty()
+    }
+
+    /// A process has ended: told once, to everyone.
+    fn ended(&self, process: &Process, code: u32, reason: Option<&str>) {
+        if process.ended(code, reason)
+            && let Some(end) = process.end()
+        {
+            tracing::info!(container = process.container, exec = process.exec, code, reason, "process ended");
+            self.events.exited(&process.container, &process.exec, self.pid(), code, end.at);
+        }
+    }
+
+    /// Every process has ended.
+    fn end_all(&self, code: u32, reason: Option<&str>) {
+        let containers: Vec<Arc<Container>> = self.containers().values().cloned().collect();
+        // The sandbox's own end comes last, as it would with a process that all others hang on.
+        let (sandbox, members): (Vec<_>, Vec<_>) = containers.iter().partition(|c| c.is_sandbox());
+        for container in members.into_iter().chain(sandbox) {
+            for process in container.all() {
+                self.ended(&process, code, reason);
+            }
+        }
+    }
+}

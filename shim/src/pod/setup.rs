@@ -1,0 +1,129 @@
+//! What a pod is to be: read from the sandbox container's specification, or from the CRI's own message where containerd
+//! asks for a sandbox without a container.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+use oci_spec::runtime::{LinuxNamespaceType, Spec};
+
+use crate::failure::{Failure, Result};
+use crate::options::Kind;
+use crate::spec::{self, Limits};
+
+/// Annotations of containerd's CRI plugin about the sum of a pod's limits.
+const MEMORY: &str = "io.kubernetes.cri.sandbox-memory";
+const CPU_QUOTA: &str = "io.kubernetes.cri.sandbox-cpu-quota";
+const CPU_PERIOD: &str = "io.kubernetes.cri.sandbox-cpu-period";
+
+/// What a pod is to be.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Setup {
+    /// The name its containers see.
+    pub hostname: String,
+    /// Kernel settings of the pod.
+    pub sysctls: HashMap<String, String>,
+    /// Its network namespace; `None` for a container without any network.
+    pub netns: Option<PathBuf>,
+    /// Its cgroup, as a runtime specification names one.
+    pub cgroup: String,
+    /// What its containers may use together, as far as is known.
+    pub limits: Limits,
+    /// Whether privileged containers may run in it.
+    pub privileged: bool,
+    /// Its annotations.
+    pub annotations: HashMap<String, String>,
+}
+
+impl Setup {
+    /// Reads the specification of a sandbox container, or of a container that is a pod of its own.
+    ///
+    /// # Errors
+    /// When it wants the host's network.
+    pub fn from_spec(kind: Kind, spec: &Spec) -> Result<Self> {
+        let linux = spec.linux().clone().unwrap_or_default();
+        let annotations = crate::options::annotations(spec);
+        let network = spec::namespace(spec, LinuxNamespaceType::Network);
+        let netns =
+            network.and_then(|network| network.path().clone()).filter(|path| !path.as_os_str().is_empty());
+        // The CRI plugin always names the namespace it made.
+        if network.is_none() || (kind == Kind::Sandbox && netns.is_none()) {
+            return Err(host_network());
+        }
+        let limits = match kind {
+            Kind::Sandbox => annotated(&annotations),
+            Kind::Member | Kind::Single => spec::limits(linux.resources().as_ref()),
+        };
+        Ok(Self {
+            hostname: spec.hostname().clone().unwrap_or_default(),
+            sysctls: linux.sysctl().clone().unwrap_or_default(),
+            netns,
+            cgroup: linux.cgroups_path().as_ref().map(|path| path.display().to_string()).unwrap_or_default(),
+            limits,
+            // A sandbox container's specification does not tell whether privileged containers will come; containerd
+            // itself refuses them in other pods.
+            privileged: kind == Kind::Sandbox || spec::is_privileged(spec),
+            annotations,
+        })
+    }
+}
+
+/// Why a pod with the host's network can't be.
+pub fn host_network() -> Failure {
+    Failure::Invalid(
+        "hostNetwork pods cannot run in a microVM: its network is not the host's; remove hostNetwork or use another runtime class".to_owned(),
+    )
+}
+
+/// The limits that annotations give; 0 means none.
+fn annotated(annotations: &HashMap<String, String>) -> Limits {
+    let number = |name: &str| annotations.get(name).and_then(|text| text.parse::<i64>().ok());
+    let period =
+        number(CPU_PERIOD).and_then(|period| u64::try_from(period).ok()).filter(|period| *period > 0);
+    Limits {
+        memory: number(MEMORY).and_then(|bytes| u64::try_from(bytes).ok()).filter(|bytes| *bytes > 0),
+        cpu: number(CPU_QUOTA).and_then(|quota| spec::millis(quota, period.unwrap_or(100_000))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(namespaces: &str, annotations: &str) -> Spec {
+        let json = format!(
+            r#"{{"ociVersion":"1.1.0","hostname":"web-0","annotations":{{{annotations}}},
+                "linux":{{"cgroupsPath":"/kubepods/pod1/abc","sysctl":{{"net.ipv4.ip_forward":"1"}},
+                "namespaces":[{namespaces}]}}}}"#
+        );
+        serde_json::from_str(&json).unwrap()
+    }
+
+    #[test]
+    fn a_sandbox_containers_specification_tells_what_the_pod_is() {
+        let annotations = r#""io.kubernetes.cri.sandbox-memory":"67108864","io.kubernetes.cri.sandbox-cpu-quota":"150000","io.kubernetes.cri.sandbox-cpu-period":"100000""#;
+        let spec = spec(r#"{"type":"network","path":"/var/run/netns/cni-1"}"#, annotations);
+        let setup = Setup::from_spec(Kind::Sandbox, &spec).unwrap();
+        assert_eq!(setup.hostname, "web-0");
+        assert_eq!(setup.netns.as_deref(), Some(std::path::Path::new("/var/run/netns/cni-1")));
+        assert_eq!(setup.limits, Limits { memory: Some(64 << 20), cpu: Some(1500) });
+        assert_eq!(setup.cgroup, "/kubepods/pod1/abc");
+        assert_eq!(setup.sysctls.len(), 1);
+    }
+
+    #[test]
+    fn host_network_is_refused_by_its_name() {
+        for namespaces in ["", r#"{"type":"network"}"#] {
+            let error = Setup::from_spec(Kind::Sandbox, &spec(namespaces, "")).unwrap_err();
+            assert!(error.to_string().contains("hostNetwork"), "{error}");
+        }
+        assert!(Setup::from_spec(Kind::Single, &spec(r#"{"type":"network"}"#, "")).is_ok());
+    }
+
+    #[test]
+    fn annotations_of_0_are_no_limits() {
+        let annotations =
+            r#""io.kubernetes.cri.sandbox-memory":"0","io.kubernetes.cri.sandbox-cpu-quota":"0""#;
+        let spec = spec(r#"{"type":"network","path":"/n"}"#, annotations);
+        assert_eq!(Setup::from_spec(Kind::Sandbox, &spec).unwrap().limits, Limits::default());
+    }
+}
