@@ -22,5 +22,6 @@ macro_rules! cases {
 }
 
 mod crash;
+mod cri;
 mod pulls;
 mod unpack;

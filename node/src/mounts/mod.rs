@@ -5,11 +5,15 @@
 //! | being unpacked | `cloister` with option `unpack`: only our differ knows what to do with it |
 //! | of a container of the microVM runtime | `cloister`: the shim reads `layers.json` in the folder |
 //! | of a container of another runtime, a view, or one whose key is the path to mount on | layers mounted here, one overlay or bind |
-//! | of a container that containerd does not know yet | a read-only folder with `etc/passwd` and `etc/group` |
+//! | of a container that containerd does not know yet | a read-only folder with `etc/passwd`, `etc/group` and the image's volumes |
 
 mod accounts;
 mod erofs;
 pub mod host;
+mod path;
+#[cfg(test)]
+mod tests;
+mod volumes;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -28,6 +32,9 @@ use host::HostMounts;
 pub const TYPE: &str = "cloister";
 /// Option of a mount that is being unpacked.
 pub const UNPACK: &str = "unpack";
+
+/// Folder of what is shown while a container is not known.
+const ACCOUNTS: &str = "accounts";
 
 /// Decides and prepares mounts.
 #[derive(Debug)]
@@ -48,8 +55,9 @@ impl Mounts {
         Self { state, host, containerd, turn: Mutex::new(()) }
     }
 
-    /// The mounts of snapshot `name`. With `ask`, containerd is asked whose it is.
-    pub async fn of(self: &Arc<Self>, name: &str, ask: bool) -> Result<Vec<Mount>> {
+    /// The mounts of snapshot `name` of the snapshotter that containerd calls `snapshotter`. With `ask`, containerd is asked
+    /// whose it is.
+    pub async fn of(self: &Arc<Self>, snapshotter: &str, name: &str, ask: bool) -> Result<Vec<Mount>> {
         let found = self.state.find(name)?;
         if found.record.kind == Kind::Committed {
             return Err(Error::Precondition(format!("snapshot {name} is committed: make a view of it")));
@@ -66,19 +74,25 @@ impl Mounts {
         } else {
             Owner::Unknown
         };
+        let volumes = match (owner, found.record.kind, found.chain) {
+            (Owner::Unknown, Kind::Active, Some(chain)) if !found.dir.join(ACCOUNTS).exists() => {
+                self.containerd.volumes(namespace, snapshotter, &chain).await?
+            }
+            _ => Vec::new(),
+        };
         let this = self.clone();
         blocking::run(move || match (owner, found.record.kind) {
             (Owner::MicroVm, _) => Ok(vec![cloister(&found.dir, &[])]),
-            (Owner::Unknown, Kind::Active) => this.accounts(&found),
+            (Owner::Unknown, Kind::Active) => this.accounts(&found, &volumes),
             _ => this.on_host(&found),
         })
         .await
     }
 
-    fn accounts(&self, found: &Found) -> Result<Vec<Mount>> {
-        let dir = found.dir.join("accounts");
+    fn accounts(&self, found: &Found, volumes: &[String]) -> Result<Vec<Mount>> {
+        let dir = found.dir.join(ACCOUNTS);
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-        accounts::make(&dir, open_layers(self.state.store(), &found.layers)?)?;
+        accounts::make(&dir, open_layers(self.state.store(), &found.layers)?, volumes)?;
         Ok(vec![bind(&dir, "ro")])
     }
 

@@ -38,6 +38,7 @@ impl Service {
     async fn create(
         &self,
         kind: Kind,
+        snapshotter: &str,
         key: String,
         parent: String,
         labels: HashMap<String, String>,
@@ -51,7 +52,7 @@ impl Service {
             tracing::debug!(key, "the layer is here already");
             return Err(Error::Exists(format!("what snapshot {key} is for")));
         }
-        match self.mounts.of(&key, false).await {
+        match self.mounts.of(snapshotter, &key, false).await {
             Ok(mounts) => Ok(mounts),
             Err(error) => {
                 // containerd knows nothing of it and would only find it at its next collection.
@@ -79,7 +80,8 @@ impl api::snapshots_server::Snapshots for Service {
         request: Request<api::PrepareSnapshotRequest>,
     ) -> Result<Response<api::PrepareSnapshotResponse>, Status> {
         let request = request.into_inner();
-        let mounts = self.create(Kind::Active, request.key, request.parent, request.labels).await?;
+        let name = request.snapshotter;
+        let mounts = self.create(Kind::Active, &name, request.key, request.parent, request.labels).await?;
         Ok(Response::new(api::PrepareSnapshotResponse { mounts }))
     }
 
@@ -88,7 +90,8 @@ impl api::snapshots_server::Snapshots for Service {
         request: Request<api::ViewSnapshotRequest>,
     ) -> Result<Response<api::ViewSnapshotResponse>, Status> {
         let request = request.into_inner();
-        let mounts = self.create(Kind::View, request.key, request.parent, request.labels).await?;
+        let name = request.snapshotter;
+        let mounts = self.create(Kind::View, &name, request.key, request.parent, request.labels).await?;
         Ok(Response::new(api::ViewSnapshotResponse { mounts }))
     }
 
@@ -96,7 +99,8 @@ impl api::snapshots_server::Snapshots for Service {
         &self,
         request: Request<api::MountsRequest>,
     ) -> Result<Response<api::MountsResponse>, Status> {
-        let mounts = self.mounts.of(&request.into_inner().key, true).await?;
+        let request = request.into_inner();
+        let mounts = self.mounts.of(&request.snapshotter, &request.key, true).await?;
         Ok(Response::new(api::MountsResponse { mounts }))
     }
 

@@ -36,6 +36,8 @@ pub struct Found {
     pub record: Record,
     /// Diff IDs of the committed layers it stands on (and is, if it is committed), lowest first.
     pub layers: Vec<Digest>,
+    /// Chain ID of the committed snapshot it stands on.
+    pub chain: Option<Digest>,
 }
 
 /// All snapshots.
@@ -294,7 +296,12 @@ impl State {
     pub fn find(&self, name: &str) -> Result<Found> {
         let index = self.lock();
         let entry = index.get(name)?;
-        Ok(Found { dir: self.disk.path(entry.id), record: entry.record.clone(), layers: index.layers(name)? })
+        Ok(Found {
+            dir: self.disk.path(entry.id),
+            record: entry.record.clone(),
+            layers: index.layers(name)?,
+            chain: index.by_name.get(&entry.record.parent).and_then(|parent| parent.record.chain),
+        })
     }
 
     /// The record of a snapshot.
