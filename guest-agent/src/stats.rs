@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs;
+use std::path::Path;
 
 use cloister_protocol::{limits, v1};
 
@@ -35,7 +36,9 @@ pub fn of(container: Option<&Container>) -> v1::StatsResponse {
         pids: pids.number("pids.current"),
         pids_limit: pids.number("pids.max"),
         disks: disks(&cgroup.read("io.stat")),
-        interfaces: interfaces(&fs::read_to_string("/proc/net/dev").unwrap_or_default()),
+        interfaces: interfaces(&fs::read_to_string("/proc/net/dev").unwrap_or_default(), |name| {
+            Path::new("/sys/class/net").join(name).join("device").exists()
+        }),
         scratch_used_bytes,
         scratch_used_inodes,
     }
@@ -76,8 +79,8 @@ fn disks(content: &str) -> Vec<v1::DiskStats> {
     content.lines().filter_map(disk).take(limits::DISKS).collect()
 }
 
-/// `/proc/net/dev`, without the loopback.
-fn interfaces(content: &str) -> Vec<v1::InterfaceStats> {
+/// `/proc/net/dev`, without the loopback and whatever else the guest made itself.
+fn interfaces(content: &str, plugged: impl Fn(&str) -> bool) -> Vec<v1::InterfaceStats> {
     let interface = |line: &str| {
         let (name, numbers) = line.split_once(':')?;
         let n: Vec<u64> = numbers.split_ascii_whitespace().filter_map(|n| n.parse().ok()).collect();
@@ -95,7 +98,7 @@ fn interfaces(content: &str) -> Vec<v1::InterfaceStats> {
             sent_dropped: sd,
         })
     };
-    let all = content.lines().filter_map(interface).filter(|interface| interface.name != "lo");
+    let all = content.lines().filter_map(interface).filter(|interface| plugged(&interface.name));
     all.take(limits::INTERFACES).collect()
 }
 
@@ -119,7 +122,7 @@ mod tests {
         assert_eq!((stat.len(), stat[0].read_bytes, stat[0].reads, stat[1].minor), (2, 4096, 1, 16));
         let dev = "Inter-|   Receive    |  Transmit\n face |bytes packets errs drop\n\
                    lo: 1 2 0 0 0 0 0 0 1 2 0 0 0 0 0 0\n  eth0: 10 1 2 3 0 0 0 0 20 4 5 6 0 0 0 0\n";
-        let seen = interfaces(dev);
+        let seen = interfaces(dev, |name| name == "eth0");
         assert_eq!(seen.len(), 1);
         assert_eq!((seen[0].name.as_str(), seen[0].received_bytes, seen[0].sent_dropped), ("eth0", 10, 6));
         assert_eq!(pairs("anon 5\nfile 7\nbroken\n").len(), 2);

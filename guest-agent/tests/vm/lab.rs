@@ -140,25 +140,45 @@ impl Lab {
         wishes: Wishes,
         stdin: Option<std::os::fd::OwnedFd>,
     ) -> Result<(Process, Sink, Sink), Error> {
-        let (stdout, stderr) = (Sink::default(), Sink::default());
-        let io = Io {
-            stdin,
-            stdout: Some(Box::new(stdout.clone())),
-            stderr: Some(Box::new(stderr.clone())),
-            terminal: wishes.terminal.then_some((24, 80)),
-        };
-        let container = Container {
+        let container = Container { user: user.into(), ..self.container(id, &wishes) };
+        self.start_container(container, wishes.terminal.then_some((24, 80)), stdin).await
+    }
+
+    /// A container of the Debian root.
+    pub fn container(&self, id: &str, wishes: &Wishes) -> Container {
+        Container {
             id: id.into(),
             root: Root::Layers {
                 layers: vec![Layer { diff_id: Digest::of(id.as_bytes()), file: layer() }],
                 scratch: Some((64 * MIB, self.folder.path().to_owned())),
             },
-            spec: spec::build(&ImageConfig::default(), &wishes).unwrap(),
-            user: user.into(),
+            spec: spec::build(&ImageConfig::default(), wishes).unwrap(),
+            user: String::new(),
             pid_namespace: PidNamespace::Own,
             block_devices: Vec::new(),
+        }
+    }
+
+    /// Runs a container's process; gives it with what it writes.
+    pub async fn start_container(
+        &self,
+        container: Container,
+        terminal: Option<(u16, u16)>,
+        stdin: Option<std::os::fd::OwnedFd>,
+    ) -> Result<(Process, Sink, Sink), Error> {
+        let (stdout, stderr) = (Sink::default(), Sink::default());
+        let io = Io {
+            stdin,
+            stdout: Some(Box::new(stdout.clone())),
+            stderr: Some(Box::new(stderr.clone())),
+            terminal,
         };
         Ok((self.sandbox.run(container, io).await?, stdout, stderr))
+    }
+
+    /// Where a disk's file can be made.
+    pub fn folder(&self) -> &std::path::Path {
+        self.folder.path()
     }
 
     /// Runs a container to its end.
@@ -176,8 +196,22 @@ impl Lab {
         user: &str,
         command: &[&str],
     ) -> Result<Outcome, Error> {
-        let wishes = wishes(command);
-        let process = spec::exec_process(&ImageConfig::default(), &wishes).unwrap();
+        self.exec_as(container, name, user, &wishes(command)).await
+    }
+
+    /// Runs one more process with further wishes to its end.
+    pub async fn exec_wishes(&self, container: &str, name: &str, wishes: &Wishes) -> Result<Outcome, Error> {
+        self.exec_as(container, name, "", wishes).await
+    }
+
+    async fn exec_as(
+        &self,
+        container: &str,
+        name: &str,
+        user: &str,
+        wishes: &Wishes,
+    ) -> Result<Outcome, Error> {
+        let process = spec::exec_process(&ImageConfig::default(), wishes).unwrap();
         let (stdout, stderr) = (Sink::default(), Sink::default());
         let io = Io {
             stdout: Some(Box::new(stdout.clone())),
