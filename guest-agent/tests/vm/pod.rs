@@ -144,11 +144,9 @@ async fn containers_share_volumes_names_and_process_ids() {
     assert_eq!(errors.text(), "");
     let torn = agent.sync_volume("cfg", &archive(Some("..3"), &[("a", "three")])[..700]).await;
     let large = agent.sync_volume("cfg", &archive(Some("..4"), &[("a", &"x".repeat(2 << 20))])).await;
-    let out_of = agent.sync_volume("cfg", &archive(None, &[("../../x", "x")])).await;
     for (what, result) in [("torn", torn), ("large", large)] {
         assert!(result.is_err(), "{what}");
     }
-    let _ = out_of;
 
     // A link that a container planted in a volume leads nowhere outside of it.
     let evil =
