@@ -26,6 +26,9 @@ e2e: build ## pods under real containerds: microVMs, and containers beside them
 e2e-full: build ## the same on every handler and version, and the long runs: cycles, deaths, execs, gigabytes
 	@scripts/test.sh -p cloister-e2e --profile full --no-capture -E 'binary(pods) + binary(endurance)'
 
+cri-validation: build ## the behaviours of Kubernetes' CRI validation suite, microVMs beside runc
+	@scripts/test.sh -p cloister-e2e --profile full --no-capture -E 'binary(pods) and test(cri_validation)'
+
 bench-pods: build ## pods beside runc's on the same containerd, into target/bench-pods.json
 	@scripts/bench.sh --bin bench-pods
 

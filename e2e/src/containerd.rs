@@ -1,6 +1,7 @@
 //! A private containerd from Debian's packages, in a [`Cell`] of its own, with everything pods need around it.
 
 pub mod config;
+pub mod registry;
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -99,6 +100,7 @@ impl Containerd {
         };
         let with_node = microvms && node::binary()?.exists();
         config::write(lab.root(), version, with_node)?;
+        node::configure(lab.root())?;
         if with_node {
             lab.start_node()?;
         }

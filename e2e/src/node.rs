@@ -49,3 +49,10 @@ pub fn environment(root: &Path) -> Vec<(&'static str, PathBuf)> {
     let kernel = std::env::var_os("CLOISTER_KERNEL").map_or(checkout().join("target/microvm"), PathBuf::from);
     vec![("CLOISTER_CONFIG", root.join("config.toml")), ("CLOISTER_KERNEL", kernel)]
 }
+
+/// Writes the shim's configuration: the helper programs that `make setup` built.
+pub fn configure(root: &Path) -> Result<()> {
+    let virtiofsd = crate::lab::cache()?.join("tools/virtiofsd-1.13.2/bin/virtiofsd");
+    let text = format!("virtiofsd = \"{}\"\n[log]\nlevel = \"debug\"\n", virtiofsd.display());
+    Ok(std::fs::write(root.join("config.toml"), text)?)
+}

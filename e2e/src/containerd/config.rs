@@ -15,6 +15,9 @@ pub const SUBNETS: [&str; 2] = ["10.88.0.0/24", "fd88::/64"];
 /// The bridge's own addresses.
 pub const GATEWAYS: [&str; 2] = ["10.88.0.1", "fd88::1"];
 
+/// Where every registry name leads; [`super::registry`] serves there.
+pub const REGISTRY: &str = "127.0.0.1:5000";
+
 /// Writes `containerd.toml` and the CNI network into the lab's folder.
 pub fn write(root: &Path, version: Version, with_node: bool) -> Result<()> {
     let text = match version {
@@ -23,6 +26,9 @@ pub fn write(root: &Path, version: Version, with_node: bool) -> Result<()> {
     };
     fs::write(root.join("containerd.toml"), text)?;
     fs::write(root.join("cni/10-lab.conflist"), network(root))?;
+    let mirrors = root.join("certs.d/_default");
+    fs::create_dir_all(&mirrors)?;
+    fs::write(mirrors.join("hosts.toml"), format!("server = \"http://{REGISTRY}\"\n"))?;
     Ok(())
 }
 
@@ -134,9 +140,12 @@ fn v2_dialect(root: &Path, with_node: bool) -> String {
     default_runtime_name = "runc"
     snapshotter = "overlayfs"
     disable_snapshot_annotations = false
+  [plugins."io.containerd.grpc.v1.cri".registry]
+    config_path = "{}/certs.d"
 {}{}"#,
         head(root),
         pod_images::PAUSE,
+        root.display(),
         root.display(),
         runtimes(r#"plugins."io.containerd.grpc.v1.cri".containerd.runtimes"#, false, with_node),
         proxies(root, with_node)
@@ -155,6 +164,8 @@ fn v3_dialect(root: &Path, with_node: bool) -> String {
   use_local_image_pull = true
 [plugins."io.containerd.cri.v1.images".pinned_images]
   sandbox = "{}"
+[plugins."io.containerd.cri.v1.images".registry]
+  config_path = "{}/certs.d"
 [plugins."io.containerd.cri.v1.runtime"]
   disable_apparmor = true
   tolerate_missing_hugetlb_controller = true
@@ -172,6 +183,7 @@ fn v3_dialect(root: &Path, with_node: bool) -> String {
 {}{}{}"#,
         head(root),
         pod_images::PAUSE,
+        root.display(),
         root.display(),
         runtimes(r#"plugins."io.containerd.cri.v1.runtime".containerd.runtimes"#, true, with_node),
         image_platforms(with_node),

@@ -25,7 +25,7 @@ cases!(
     several_pods_run_at_once,
 );
 
-fn a_container_runs_and_its_output_is_logged(rig: &Rig) -> Result<()> {
+pub fn a_container_runs_and_its_output_is_logged(rig: &Rig) -> Result<()> {
     let pod = rig.pod()?;
     let container = pod.start(pod.shell("echo out; echo err >&2; exit 7"))?;
     let status = container.wait()?;
@@ -40,7 +40,7 @@ fn a_container_runs_and_its_output_is_logged(rig: &Rig) -> Result<()> {
     Ok(())
 }
 
-fn several_containers_run_at_once(rig: &Rig) -> Result<()> {
+pub fn several_containers_run_at_once(rig: &Rig) -> Result<()> {
     let pod = rig.pod()?;
     let containers = (0..3).map(|_| pod.idle()).collect::<Result<Vec<_>>>()?;
     let list = rig.lab.cri.list_containers(api::ListContainersRequest::default())?.containers;
@@ -55,7 +55,7 @@ fn several_containers_run_at_once(rig: &Rig) -> Result<()> {
     Ok(())
 }
 
-fn a_container_starts_after_the_last_one_ended(rig: &Rig) -> Result<()> {
+pub fn a_container_starts_after_the_last_one_ended(rig: &Rig) -> Result<()> {
     let pod = rig.pod()?;
     for round in 0..2 {
         let container = pod.start(pod.shell(&format!("echo round {round}")))?;
@@ -67,7 +67,7 @@ fn a_container_starts_after_the_last_one_ended(rig: &Rig) -> Result<()> {
     Ok(())
 }
 
-fn containers_run_one_after_another_as_init_containers_do(rig: &Rig) -> Result<()> {
+pub fn containers_run_one_after_another_as_init_containers_do(rig: &Rig) -> Result<()> {
     let config = rig.config();
     let shared = rig.volume(&config, "empty-dir", "work")?;
     let shared = shared.to_string_lossy();
@@ -81,7 +81,7 @@ fn containers_run_one_after_another_as_init_containers_do(rig: &Rig) -> Result<(
     Ok(())
 }
 
-fn a_container_is_created_again_under_the_same_name(rig: &Rig) -> Result<()> {
+pub fn a_container_is_created_again_under_the_same_name(rig: &Rig) -> Result<()> {
     let pod = rig.pod()?;
     let mut config = pod.shell("echo run >>/runs; cat /runs");
     for attempt in 0..3 {
@@ -95,7 +95,7 @@ fn a_container_is_created_again_under_the_same_name(rig: &Rig) -> Result<()> {
     Ok(())
 }
 
-fn containers_of_a_pod_can_share_their_processes(rig: &Rig) -> Result<()> {
+pub fn containers_of_a_pod_can_share_their_processes(rig: &Rig) -> Result<()> {
     let mut config = rig.config();
     let shared = api::NamespaceMode::Pod.into();
     let security = config.linux().security_context.as_mut().unwrap();
@@ -117,7 +117,7 @@ fn containers_of_a_pod_can_share_their_processes(rig: &Rig) -> Result<()> {
     Ok(())
 }
 
-fn containers_have_processes_of_their_own(rig: &Rig) -> Result<()> {
+pub fn containers_have_processes_of_their_own(rig: &Rig) -> Result<()> {
     let pod = rig.pod()?;
     let first = pod.start_shell("echo up; exec sleep 4321", "up\n")?;
     let second = pod.idle()?;
@@ -126,7 +126,7 @@ fn containers_have_processes_of_their_own(rig: &Rig) -> Result<()> {
     Ok(())
 }
 
-fn containers_share_ipc_and_hostname(rig: &Rig) -> Result<()> {
+pub fn containers_share_ipc_and_hostname(rig: &Rig) -> Result<()> {
     let pod = rig.pod()?;
     let (first, second) = (pod.idle()?, pod.idle()?);
     assert_eq!(first.sh("hostname")?, pod.config.hostname);
@@ -140,7 +140,7 @@ fn containers_share_ipc_and_hostname(rig: &Rig) -> Result<()> {
     Ok(())
 }
 
-fn sysctls_of_the_pod_hold(rig: &Rig) -> Result<()> {
+pub fn sysctls_of_the_pod_hold(rig: &Rig) -> Result<()> {
     let mut config = rig.config();
     config.linux().sysctls =
         [("net.ipv4.ip_local_port_range", "20000 30000"), ("kernel.shm_rmid_forced", "1")]
@@ -153,7 +153,7 @@ fn sysctls_of_the_pod_hold(rig: &Rig) -> Result<()> {
     Ok(())
 }
 
-fn a_pod_lives_until_it_is_removed(rig: &Rig) -> Result<()> {
+pub fn a_pod_lives_until_it_is_removed(rig: &Rig) -> Result<()> {
     let pod = rig.pod()?;
     assert!(pod.is_ready()?);
     let before = pod.addresses()?;
@@ -167,7 +167,7 @@ fn a_pod_lives_until_it_is_removed(rig: &Rig) -> Result<()> {
     Ok(())
 }
 
-fn removing_a_running_pod_ends_its_containers(rig: &Rig) -> Result<()> {
+pub fn removing_a_running_pod_ends_its_containers(rig: &Rig) -> Result<()> {
     let pod = rig.pod()?;
     let ignoring = pod.start_shell("trap '' TERM; echo up; while :; do sleep 1; done", "up\n")?;
     let begun = Instant::now();
@@ -177,7 +177,7 @@ fn removing_a_running_pod_ends_its_containers(rig: &Rig) -> Result<()> {
     Ok(())
 }
 
-fn stopping_and_removing_twice_is_no_error(rig: &Rig) -> Result<()> {
+pub fn stopping_and_removing_twice_is_no_error(rig: &Rig) -> Result<()> {
     let pod = rig.pod()?;
     let container = pod.idle()?;
     container.stop(5)?;
@@ -191,7 +191,7 @@ fn stopping_and_removing_twice_is_no_error(rig: &Rig) -> Result<()> {
     Ok(())
 }
 
-fn a_failing_start_names_the_program_and_leaves_the_pod_usable(rig: &Rig) -> Result<()> {
+pub fn a_failing_start_names_the_program_and_leaves_the_pod_usable(rig: &Rig) -> Result<()> {
     let pod = rig.pod()?;
     let mut config = pod.shell("");
     config.command = vec!["/no/such/program".to_owned()];
@@ -204,7 +204,7 @@ fn a_failing_start_names_the_program_and_leaves_the_pod_usable(rig: &Rig) -> Res
     Ok(())
 }
 
-fn orphans_are_reaped(rig: &Rig) -> Result<()> {
+pub fn orphans_are_reaped(rig: &Rig) -> Result<()> {
     let mut config = rig.config();
     let security = config.linux().security_context.as_mut().unwrap();
     security.namespace_options.as_mut().unwrap().pid = api::NamespaceMode::Pod.into();
@@ -217,7 +217,7 @@ fn orphans_are_reaped(rig: &Rig) -> Result<()> {
     Ok(())
 }
 
-fn several_pods_run_at_once(rig: &Rig) -> Result<()> {
+pub fn several_pods_run_at_once(rig: &Rig) -> Result<()> {
     std::thread::scope(|scope| {
         let runs: Vec<_> = (0..3)
             .map(|number| {

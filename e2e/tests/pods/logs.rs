@@ -14,7 +14,7 @@ cases!(
     a_slow_reader_does_not_stop_control_calls,
 );
 
-fn large_output_is_complete_and_in_order(rig: &Rig) -> Result<()> {
+pub fn large_output_is_complete_and_in_order(rig: &Rig) -> Result<()> {
     const MIB: usize = 64;
     let pod = rig.pod()?;
     // Each mebibyte begins with its number and is then filled up.
@@ -37,7 +37,7 @@ fn large_output_is_complete_and_in_order(rig: &Rig) -> Result<()> {
     Ok(())
 }
 
-fn output_of_a_process_that_ends_at_once_is_complete(rig: &Rig) -> Result<()> {
+pub fn output_of_a_process_that_ends_at_once_is_complete(rig: &Rig) -> Result<()> {
     let pod = rig.pod()?;
     for round in 0..5 {
         let (code, output) = pod.once(&format!("seq 1 20000; exit {round}"))?;
@@ -51,7 +51,7 @@ fn output_of_a_process_that_ends_at_once_is_complete(rig: &Rig) -> Result<()> {
     Ok(())
 }
 
-fn both_outputs_are_told_apart(rig: &Rig) -> Result<()> {
+pub fn both_outputs_are_told_apart(rig: &Rig) -> Result<()> {
     let pod = rig.pod()?;
     let container = pod.start(pod.shell("for i in 1 2 3; do echo out $i; echo err $i >&2; done"))?;
     container.wait()?;
@@ -64,7 +64,7 @@ fn both_outputs_are_told_apart(rig: &Rig) -> Result<()> {
     Ok(())
 }
 
-fn lines_without_an_end_and_binary_bytes_survive(rig: &Rig) -> Result<()> {
+pub fn lines_without_an_end_and_binary_bytes_survive(rig: &Rig) -> Result<()> {
     let pod = rig.pod()?;
     let script = "printf 'a\\0b\\377c\\n'; head -c 100000 /dev/zero | tr '\\0' x; printf 'no end'";
     let container = pod.start(pod.shell(script))?;
@@ -81,7 +81,7 @@ fn lines_without_an_end_and_binary_bytes_survive(rig: &Rig) -> Result<()> {
     Ok(())
 }
 
-fn a_log_goes_on_after_it_was_rotated(rig: &Rig) -> Result<()> {
+pub fn a_log_goes_on_after_it_was_rotated(rig: &Rig) -> Result<()> {
     let pod = rig.pod()?;
     let container = pod.start_shell(
         "echo before; read -t 2 _; trap 'echo after; exit' TERM; sleep 1000 & wait",
@@ -98,7 +98,7 @@ fn a_log_goes_on_after_it_was_rotated(rig: &Rig) -> Result<()> {
     Ok(())
 }
 
-fn a_slow_reader_does_not_stop_control_calls(rig: &Rig) -> Result<()> {
+pub fn a_slow_reader_does_not_stop_control_calls(rig: &Rig) -> Result<()> {
     let pod = rig.pod()?;
     let container = pod.idle()?;
     let flood = container.session(&["sh", "-c", "yes | head -c 30000000"], Default::default())?;

@@ -41,4 +41,5 @@ mod process;
 mod resources;
 mod restrictions;
 mod rootfs;
+mod validation;
 mod volumes;

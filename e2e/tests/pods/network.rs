@@ -43,7 +43,7 @@ fn get(rig: &Rig, address: &str) -> Result<String> {
     Ok(answer)
 }
 
-fn addresses_and_routes_are_those_of_cni(rig: &Rig) -> Result<()> {
+pub fn addresses_and_routes_are_those_of_cni(rig: &Rig) -> Result<()> {
     let pod = rig.pod()?;
     let container = pod.idle()?;
     let addresses = pod.addresses()?;
@@ -58,14 +58,14 @@ fn addresses_and_routes_are_those_of_cni(rig: &Rig) -> Result<()> {
     Ok(())
 }
 
-fn the_packet_size_is_the_networks(rig: &Rig) -> Result<()> {
+pub fn the_packet_size_is_the_networks(rig: &Rig) -> Result<()> {
     let pod = rig.pod()?;
     let container = pod.idle()?;
     assert_eq!(container.sh("cat /sys/class/net/eth0/mtu")?, MTU.to_string());
     Ok(())
 }
 
-fn pods_reach_each_other_over_both_families(rig: &Rig) -> Result<()> {
+pub fn pods_reach_each_other_over_both_families(rig: &Rig) -> Result<()> {
     let (first, second) = (rig.pod()?, rig.pod()?);
     let _server = first.start_shell(&server("80", "hello"), "up\n")?;
     let _server6 = first.start_shell(&server("[::]:81", "hello6"), "up\n")?;
@@ -77,7 +77,7 @@ fn pods_reach_each_other_over_both_families(rig: &Rig) -> Result<()> {
     Ok(())
 }
 
-fn a_pod_reaches_the_host_and_the_host_the_pod(rig: &Rig) -> Result<()> {
+pub fn a_pod_reaches_the_host_and_the_host_the_pod(rig: &Rig) -> Result<()> {
     let pod = rig.pod()?;
     let container = pod.start_shell(&server("80", "hello"), "up\n")?;
     let address = pod.addresses()?[0].clone();
@@ -88,7 +88,7 @@ fn a_pod_reaches_the_host_and_the_host_the_pod(rig: &Rig) -> Result<()> {
     Ok(())
 }
 
-fn large_transfers_arrive_whole(rig: &Rig) -> Result<()> {
+pub fn large_transfers_arrive_whole(rig: &Rig) -> Result<()> {
     const BYTES: usize = 20_000_000;
     let (first, second) = (rig.pod()?, rig.pod()?);
     let script = format!(
@@ -102,7 +102,7 @@ fn large_transfers_arrive_whole(rig: &Rig) -> Result<()> {
     Ok(())
 }
 
-fn containers_of_a_pod_meet_on_loopback(rig: &Rig) -> Result<()> {
+pub fn containers_of_a_pod_meet_on_loopback(rig: &Rig) -> Result<()> {
     let pod = rig.pod()?;
     let _server = pod.start_shell(&server("127.0.0.1:8080", "inside"), "up\n")?;
     let client = pod.idle()?;
@@ -110,7 +110,7 @@ fn containers_of_a_pod_meet_on_loopback(rig: &Rig) -> Result<()> {
     Ok(())
 }
 
-fn host_ports_lead_into_the_pod(rig: &Rig) -> Result<()> {
+pub fn host_ports_lead_into_the_pod(rig: &Rig) -> Result<()> {
     let mut config = rig.config();
     config.port_mappings.push(host_port(18080, 80));
     let pod = rig.run(config)?;
@@ -120,7 +120,7 @@ fn host_ports_lead_into_the_pod(rig: &Rig) -> Result<()> {
     Ok(())
 }
 
-fn name_servers_hosts_and_hostname_are_the_pods(rig: &Rig) -> Result<()> {
+pub fn name_servers_hosts_and_hostname_are_the_pods(rig: &Rig) -> Result<()> {
     let mut config = rig.config();
     config.dns_config = Some(api::DnsConfig {
         servers: vec!["10.88.0.53".to_owned(), "fd88::53".to_owned()],
@@ -147,7 +147,7 @@ fn name_servers_hosts_and_hostname_are_the_pods(rig: &Rig) -> Result<()> {
     Ok(())
 }
 
-fn port_forward_reaches_servers_on_loopback(rig: &Rig) -> Result<()> {
+pub fn port_forward_reaches_servers_on_loopback(rig: &Rig) -> Result<()> {
     let pod = rig.pod()?;
     let _v4 = pod.start_shell(&server("127.0.0.1:8080", "on127"), "up\n")?;
     let _v6 = pod.start_shell(&server("[::1]:8081", "on1"), "up\n")?;
@@ -158,14 +158,14 @@ fn port_forward_reaches_servers_on_loopback(rig: &Rig) -> Result<()> {
     Ok(())
 }
 
-fn port_forward_to_a_closed_port_fails(rig: &Rig) -> Result<()> {
+pub fn port_forward_to_a_closed_port_fails(rig: &Rig) -> Result<()> {
     let pod = rig.pod()?;
     let answer = pod.forward(9, b"hello?");
     assert!(answer.as_ref().map_or(true, Vec::is_empty), "{answer:?}");
     Ok(())
 }
 
-fn pods_in_the_hosts_network_are_refused_by_microvms(rig: &Rig) -> Result<()> {
+pub fn pods_in_the_hosts_network_are_refused_by_microvms(rig: &Rig) -> Result<()> {
     let mut config = rig.config();
     let options = config.linux().security_context.as_mut().unwrap().namespace_options.as_mut().unwrap();
     options.network = api::NamespaceMode::Node.into();
@@ -182,7 +182,7 @@ fn pods_in_the_hosts_network_are_refused_by_microvms(rig: &Rig) -> Result<()> {
     Ok(())
 }
 
-fn a_bandwidth_limit_is_kept(rig: &Rig) -> Result<()> {
+pub fn a_bandwidth_limit_is_kept(rig: &Rig) -> Result<()> {
     let mut config = rig.config();
     config.annotations.insert("kubernetes.io/egress-bandwidth".to_owned(), "8M".to_owned());
     config.annotations.insert("kubernetes.io/ingress-bandwidth".to_owned(), "8M".to_owned());

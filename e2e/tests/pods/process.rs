@@ -26,7 +26,7 @@ cases!(
 
 const SOON: Duration = Duration::from_secs(30);
 
-fn exec_gives_both_outputs_and_the_exit_code(rig: &Rig) -> Result<()> {
+pub fn exec_gives_both_outputs_and_the_exit_code(rig: &Rig) -> Result<()> {
     let pod = rig.pod()?;
     let container = pod.idle()?;
     let output = container.exec(&["sh", "-c", "echo out; echo err >&2; exit 42"])?;
@@ -46,7 +46,7 @@ fn exec_gives_both_outputs_and_the_exit_code(rig: &Rig) -> Result<()> {
     Ok(())
 }
 
-fn exec_of_something_missing_fails_within_a_second(rig: &Rig) -> Result<()> {
+pub fn exec_of_something_missing_fails_within_a_second(rig: &Rig) -> Result<()> {
     let pod = rig.pod()?;
     let container = pod.idle()?;
     container.sh("true")?;
@@ -62,7 +62,7 @@ fn exec_of_something_missing_fails_within_a_second(rig: &Rig) -> Result<()> {
     Ok(())
 }
 
-fn exec_that_takes_too_long_is_ended(rig: &Rig) -> Result<()> {
+pub fn exec_that_takes_too_long_is_ended(rig: &Rig) -> Result<()> {
     let pod = rig.pod()?;
     let container = pod.idle()?;
     let request = api::ExecSyncRequest {
@@ -78,7 +78,7 @@ fn exec_that_takes_too_long_is_ended(rig: &Rig) -> Result<()> {
     Ok(())
 }
 
-fn many_execs_at_once(rig: &Rig) -> Result<()> {
+pub fn many_execs_at_once(rig: &Rig) -> Result<()> {
     let pod = rig.pod()?;
     let container = &pod.idle()?;
     std::thread::scope(|scope| {
@@ -98,7 +98,7 @@ fn many_execs_at_once(rig: &Rig) -> Result<()> {
     })
 }
 
-fn a_streamed_exec_sees_its_input_end(rig: &Rig) -> Result<()> {
+pub fn a_streamed_exec_sees_its_input_end(rig: &Rig) -> Result<()> {
     let pod = rig.pod()?;
     let container = pod.idle()?;
     let wants = Wants { stdin: true, tty: false };
@@ -110,7 +110,7 @@ fn a_streamed_exec_sees_its_input_end(rig: &Rig) -> Result<()> {
     Ok(())
 }
 
-fn a_terminal_echoes_and_is_resized(rig: &Rig) -> Result<()> {
+pub fn a_terminal_echoes_and_is_resized(rig: &Rig) -> Result<()> {
     let pod = rig.pod()?;
     let container = pod.idle()?;
     let wants = Wants { stdin: true, tty: true };
@@ -133,7 +133,7 @@ fn a_terminal_echoes_and_is_resized(rig: &Rig) -> Result<()> {
     Ok(())
 }
 
-fn a_signal_ends_a_streamed_exec_with_its_code(rig: &Rig) -> Result<()> {
+pub fn a_signal_ends_a_streamed_exec_with_its_code(rig: &Rig) -> Result<()> {
     let pod = rig.pod()?;
     let container = pod.idle()?;
     let mut session = container.session(&["sh", "-c", "echo $$; exec sleep 1000"], Wants::default())?;
@@ -148,7 +148,7 @@ fn a_signal_ends_a_streamed_exec_with_its_code(rig: &Rig) -> Result<()> {
     Ok(())
 }
 
-fn large_input_comes_back_unchanged(rig: &Rig) -> Result<()> {
+pub fn large_input_comes_back_unchanged(rig: &Rig) -> Result<()> {
     let pod = rig.pod()?;
     let container = pod.idle()?;
     let session = container.session(&["cat"], Wants { stdin: true, tty: false })?;
@@ -160,7 +160,7 @@ fn large_input_comes_back_unchanged(rig: &Rig) -> Result<()> {
     Ok(())
 }
 
-fn attach_reads_and_writes_the_first_process(rig: &Rig) -> Result<()> {
+pub fn attach_reads_and_writes_the_first_process(rig: &Rig) -> Result<()> {
     let pod = rig.pod()?;
     let mut config = pod.shell("echo up; while read line; do echo got $line; done; echo end");
     (config.stdin, config.stdin_once) = (true, true);
@@ -177,7 +177,7 @@ fn attach_reads_and_writes_the_first_process(rig: &Rig) -> Result<()> {
     Ok(())
 }
 
-fn attach_to_a_terminal(rig: &Rig) -> Result<()> {
+pub fn attach_to_a_terminal(rig: &Rig) -> Result<()> {
     let pod = rig.pod()?;
     let mut config = pod.shell("exec sh");
     (config.stdin, config.tty) = (true, true);
@@ -201,7 +201,7 @@ fn stopped_with(pod: &Pod<'_>, script: &str, seconds: i64) -> Result<(i32, Strin
     Ok((code, String::from_utf8(container.output_at_end()?)?, took))
 }
 
-fn stop_signals_and_grace_periods_are_kept(rig: &Rig) -> Result<()> {
+pub fn stop_signals_and_grace_periods_are_kept(rig: &Rig) -> Result<()> {
     let pod = rig.pod()?;
     let kind = "trap 'echo TERM; exit 3' TERM; echo up; while :; do sleep 0.1; done";
     let (code, output, took) = stopped_with(&pod, kind, 10)?;
@@ -216,7 +216,7 @@ fn stop_signals_and_grace_periods_are_kept(rig: &Rig) -> Result<()> {
     Ok(())
 }
 
-fn exec_sees_the_containers_environment_user_and_folder(rig: &Rig) -> Result<()> {
+pub fn exec_sees_the_containers_environment_user_and_folder(rig: &Rig) -> Result<()> {
     use cloister_e2e::cri::spec::ContainerConfigExt;
     let pod = rig.pod()?;
     let mut config =
@@ -233,7 +233,7 @@ fn exec_sees_the_containers_environment_user_and_folder(rig: &Rig) -> Result<()>
     Ok(())
 }
 
-fn an_idle_exec_stays(rig: &Rig) -> Result<()> {
+pub fn an_idle_exec_stays(rig: &Rig) -> Result<()> {
     // Longer than any time limit that a connection without traffic was seen to have in such runtimes would take half
     // an hour; the full run waits for that.
     let idle = std::env::var("CLOISTER_E2E_IDLE_SECONDS").ok().and_then(|s| s.parse().ok()).unwrap_or(12);
@@ -250,7 +250,7 @@ fn an_idle_exec_stays(rig: &Rig) -> Result<()> {
     Ok(())
 }
 
-fn exec_in_an_ended_container_is_refused(rig: &Rig) -> Result<()> {
+pub fn exec_in_an_ended_container_is_refused(rig: &Rig) -> Result<()> {
     let pod = rig.pod()?;
     let container = pod.start(pod.shell("exit 0"))?;
     container.wait()?;

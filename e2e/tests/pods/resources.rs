@@ -32,7 +32,7 @@ fn sized_pod(rig: &Rig, memory: i64, quota: i64) -> Result<Pod<'_>> {
     rig.run(config)
 }
 
-fn a_container_over_its_memory_is_oom_killed_and_the_pod_goes_on(rig: &Rig) -> Result<()> {
+pub fn a_container_over_its_memory_is_oom_killed_and_the_pod_goes_on(rig: &Rig) -> Result<()> {
     let pod = sized_pod(rig, 128 * MIB, 0)?;
     let other = pod.idle()?;
     let mut config = pod.shell("");
@@ -46,7 +46,7 @@ fn a_container_over_its_memory_is_oom_killed_and_the_pod_goes_on(rig: &Rig) -> R
     Ok(())
 }
 
-fn a_child_over_the_memory_does_not_end_the_container(rig: &Rig) -> Result<()> {
+pub fn a_child_over_the_memory_does_not_end_the_container(rig: &Rig) -> Result<()> {
     let pod = sized_pod(rig, 128 * MIB, 0)?;
     let mut config = pod.shell("echo up; while :; do sleep 1; done");
     config.resources().memory_limit_in_bytes = 48 * MIB;
@@ -60,7 +60,7 @@ fn a_child_over_the_memory_does_not_end_the_container(rig: &Rig) -> Result<()> {
 /// Clock ticks of processor time that a busy loop gets in `seconds`.
 const BUSY: &str = "(while :; do :; done) & p=$!; sleep 3; cut -d' ' -f14 /proc/$p/stat; kill -9 $p";
 
-fn processor_time_is_limited(rig: &Rig) -> Result<()> {
+pub fn processor_time_is_limited(rig: &Rig) -> Result<()> {
     let pod = sized_pod(rig, 0, 50_000)?;
     let mut config = pod.shell(BUSY);
     config.resources().cpu_period = 100_000;
@@ -71,7 +71,7 @@ fn processor_time_is_limited(rig: &Rig) -> Result<()> {
     Ok(())
 }
 
-fn memory_grows_and_shrinks_in_place(rig: &Rig) -> Result<()> {
+pub fn memory_grows_and_shrinks_in_place(rig: &Rig) -> Result<()> {
     let pod = sized_pod(rig, 64 * MIB, 0)?;
     let mut config = pod.shell("echo up; while :; do sleep 1; done");
     config.resources().memory_limit_in_bytes = 64 * MIB;
@@ -91,7 +91,7 @@ fn memory_grows_and_shrinks_in_place(rig: &Rig) -> Result<()> {
     Ok(())
 }
 
-fn processor_time_is_changed_in_place(rig: &Rig) -> Result<()> {
+pub fn processor_time_is_changed_in_place(rig: &Rig) -> Result<()> {
     let pod = sized_pod(rig, 0, 100_000)?;
     let mut config = pod.shell("echo up; while :; do sleep 1; done");
     config.resources().cpu_period = 100_000;
@@ -107,7 +107,7 @@ fn processor_time_is_changed_in_place(rig: &Rig) -> Result<()> {
     Ok(())
 }
 
-fn counters_agree_with_the_kernels(rig: &Rig) -> Result<()> {
+pub fn counters_agree_with_the_kernels(rig: &Rig) -> Result<()> {
     let pod = sized_pod(rig, 256 * MIB, 0)?;
     let container = pod.start_shell(
         "head -c 60000000 /dev/urandom >/dev/shm/used; i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done; echo up; while :; do sleep 1000; done",
@@ -130,7 +130,7 @@ fn counters_agree_with_the_kernels(rig: &Rig) -> Result<()> {
     Ok(())
 }
 
-fn counters_of_the_pod_are_filled(rig: &Rig) -> Result<()> {
+pub fn counters_of_the_pod_are_filled(rig: &Rig) -> Result<()> {
     let pod = sized_pod(rig, 128 * MIB, 0)?;
     let _container = pod.idle()?;
     std::thread::sleep(Duration::from_secs(1));
@@ -144,7 +144,7 @@ fn counters_of_the_pod_are_filled(rig: &Rig) -> Result<()> {
     Ok(())
 }
 
-fn process_numbers_are_limited_by_memory_not_by_the_host(rig: &Rig) -> Result<()> {
+pub fn process_numbers_are_limited_by_memory_not_by_the_host(rig: &Rig) -> Result<()> {
     let pod = sized_pod(rig, 128 * MIB, 0)?;
     let script = "i=0; while [ $i -lt 150 ]; do sleep 100 & i=$((i+1)); done; jobs | wc -l; kill $(jobs -p)";
     assert_eq!(pod.once(script)?.1.trim(), "150");

@@ -28,7 +28,7 @@ fn profile(kind: ProfileType, path: &str) -> Option<api::SecurityProfile> {
     Some(api::SecurityProfile { profile_type: kind.into(), localhost_ref: path.to_owned() })
 }
 
-fn user_and_groups_are_the_pods(rig: &Rig) -> Result<()> {
+pub fn user_and_groups_are_the_pods(rig: &Rig) -> Result<()> {
     let pod = rig.pod()?;
     let mut config = pod.shell("id -u; id -g; grep ^Groups /proc/self/status | tr -d '\\t'; touch /data/mine /tmp/mine; ls -ln /tmp/mine | tr -s ' ' | cut -d' ' -f3,4");
     config.security().run_as_user = number(1000);
@@ -45,7 +45,7 @@ fn user_and_groups_are_the_pods(rig: &Rig) -> Result<()> {
     Ok(())
 }
 
-fn a_user_by_name_has_the_images_groups(rig: &Rig) -> Result<()> {
+pub fn a_user_by_name_has_the_images_groups(rig: &Rig) -> Result<()> {
     let pod = rig.pod()?;
     let mut config = pod.shell("id -u; id -G");
     config.security().run_as_username = "worker".to_owned();
@@ -54,7 +54,7 @@ fn a_user_by_name_has_the_images_groups(rig: &Rig) -> Result<()> {
     Ok(())
 }
 
-fn capabilities_are_dropped_and_added(rig: &Rig) -> Result<()> {
+pub fn capabilities_are_dropped_and_added(rig: &Rig) -> Result<()> {
     let pod = rig.pod()?;
     let script = "grep ^CapEff /proc/self/status | cut -f2; chown 1:1 /tmp && echo chowned || true";
     let (_, usual) = pod.once(script)?;
@@ -80,7 +80,7 @@ fn capabilities_are_dropped_and_added(rig: &Rig) -> Result<()> {
     Ok(())
 }
 
-fn the_runtimes_seccomp_profile_is_applied(rig: &Rig) -> Result<()> {
+pub fn the_runtimes_seccomp_profile_is_applied(rig: &Rig) -> Result<()> {
     let pod = rig.pod()?;
     let mut config = pod.shell(
         "grep ^Seccomp: /proc/self/status; unshare -U true 2>/dev/null || echo refused; echo up; sleep 1000",
@@ -95,7 +95,7 @@ fn the_runtimes_seccomp_profile_is_applied(rig: &Rig) -> Result<()> {
     Ok(())
 }
 
-fn a_seccomp_profile_of_the_node_is_applied(rig: &Rig) -> Result<()> {
+pub fn a_seccomp_profile_of_the_node_is_applied(rig: &Rig) -> Result<()> {
     let path = rig.lab.root().join("no-folders.json");
     let text = r#"{"defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_X86_64"],
         "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO"}]}"#;
@@ -108,7 +108,7 @@ fn a_seccomp_profile_of_the_node_is_applied(rig: &Rig) -> Result<()> {
     Ok(())
 }
 
-fn privileges_cannot_be_gained_when_forbidden(rig: &Rig) -> Result<()> {
+pub fn privileges_cannot_be_gained_when_forbidden(rig: &Rig) -> Result<()> {
     let pod = rig.pod()?;
     for (forbidden, flag) in [(true, "1"), (false, "0")] {
         let mut config = pod.shell("grep ^NoNewPrivs /proc/self/status | cut -f2");
@@ -118,7 +118,7 @@ fn privileges_cannot_be_gained_when_forbidden(rig: &Rig) -> Result<()> {
     Ok(())
 }
 
-fn the_root_can_be_read_only(rig: &Rig) -> Result<()> {
+pub fn the_root_can_be_read_only(rig: &Rig) -> Result<()> {
     let pod = rig.pod()?;
     let mut config = pod
         .shell("touch /file 2>/dev/null && echo written || echo refused; echo ok >/dev/null && echo device");
@@ -128,7 +128,7 @@ fn the_root_can_be_read_only(rig: &Rig) -> Result<()> {
     Ok(())
 }
 
-fn paths_are_masked_and_read_only(rig: &Rig) -> Result<()> {
+pub fn paths_are_masked_and_read_only(rig: &Rig) -> Result<()> {
     let pod = rig.pod()?;
     let mut config = pod.shell(
         "wc -c </proc/kallsyms; ls /proc/irq | wc -l; (echo 0 >/proc/sys/net/ipv4/ip_forward) 2>/dev/null && echo written || echo refused",
@@ -140,7 +140,7 @@ fn paths_are_masked_and_read_only(rig: &Rig) -> Result<()> {
     Ok(())
 }
 
-fn the_usual_devices_work(rig: &Rig) -> Result<()> {
+pub fn the_usual_devices_work(rig: &Rig) -> Result<()> {
     let pod = rig.pod()?;
     let script = "for d in null zero full random urandom tty ptmx; do [ -c /dev/$d ] || [ -L /dev/$d ] || echo no $d; done
         head -c 4 /dev/zero | wc -c; head -c 16 /dev/urandom | wc -c; echo x >/dev/null
@@ -150,7 +150,7 @@ fn the_usual_devices_work(rig: &Rig) -> Result<()> {
     Ok(())
 }
 
-fn a_device_is_given_under_another_name(rig: &Rig) -> Result<()> {
+pub fn a_device_is_given_under_another_name(rig: &Rig) -> Result<()> {
     let pod = rig.pod()?;
     let mut config = pod.shell("head -c 3 /dev/nothing | wc -c");
     config.devices.push(api::Device {
@@ -162,7 +162,7 @@ fn a_device_is_given_under_another_name(rig: &Rig) -> Result<()> {
     Ok(())
 }
 
-fn privileged_means_everything_of_the_pod_and_nothing_of_the_host(rig: &Rig) -> Result<()> {
+pub fn privileged_means_everything_of_the_pod_and_nothing_of_the_host(rig: &Rig) -> Result<()> {
     let mut config = rig.config();
     config.linux().security_context.as_mut().unwrap().privileged = true;
     let pod = rig.run(config)?;

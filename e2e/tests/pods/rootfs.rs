@@ -21,7 +21,7 @@ mod of_other_snapshotters {
     cases!(@module runc_layers_on_2_1 V2_1 RuncLayers [LAYERS, CONFIGURED] all_of_many_layers_are_there, what_the_image_says_is_the_default, the_image_is_not_changed_by_writing);
 }
 
-fn all_of_many_layers_are_there(rig: &Rig) -> Result<()> {
+pub fn all_of_many_layers_are_there(rig: &Rig) -> Result<()> {
     let pod = rig.pod()?;
     let config = spec::container(
         "layers",
@@ -37,7 +37,7 @@ fn all_of_many_layers_are_there(rig: &Rig) -> Result<()> {
     Ok(())
 }
 
-fn what_the_image_says_is_the_default(rig: &Rig) -> Result<()> {
+pub fn what_the_image_says_is_the_default(rig: &Rig) -> Result<()> {
     let pod = rig.pod()?;
     assert_eq!(pod.once_in(spec::container("plain", CONFIGURED, &[]))?, (0, "from the image\n".to_owned()));
     let mut config = spec::container("args", CONFIGURED, &[]);
@@ -56,7 +56,7 @@ fn what_the_image_says_is_the_default(rig: &Rig) -> Result<()> {
     Ok(())
 }
 
-fn the_image_is_not_changed_by_writing(rig: &Rig) -> Result<()> {
+pub fn the_image_is_not_changed_by_writing(rig: &Rig) -> Result<()> {
     let pod = rig.pod()?;
     let script = "ls -la / | wc -l; rm -rf /srv /etc/group; echo x >/new; head -c 20000000 /dev/zero >/big && ls -l /big | tr -s ' ' | cut -d' ' -f5";
     let first = pod.once(script)?;
@@ -65,7 +65,7 @@ fn the_image_is_not_changed_by_writing(rig: &Rig) -> Result<()> {
     Ok(())
 }
 
-fn a_shadowed_folder_of_the_image_fills_nothing_else(rig: &Rig) -> Result<()> {
+pub fn a_shadowed_folder_of_the_image_fills_nothing_else(rig: &Rig) -> Result<()> {
     use cloister_e2e::cri::spec::ContainerConfigExt;
     let config = rig.config();
     let volume = rig.volume(&config, "empty-dir", "over")?;

@@ -62,7 +62,7 @@ fn publish(volume: &Path, version: &str, files: &[(&str, &str)]) -> Result<()> {
     Ok(())
 }
 
-fn a_configmap_is_updated_as_one(rig: &Rig) -> Result<()> {
+pub fn a_configmap_is_updated_as_one(rig: &Rig) -> Result<()> {
     let config = rig.config();
     let volume = rig.volume(&config, "configmap", "settings")?;
     publish(&volume, "2024_01", &[("one", "1a"), ("two", "2a")])?;
@@ -85,7 +85,7 @@ fn a_configmap_is_updated_as_one(rig: &Rig) -> Result<()> {
     Ok(())
 }
 
-fn a_secret_keeps_its_modes(rig: &Rig) -> Result<()> {
+pub fn a_secret_keeps_its_modes(rig: &Rig) -> Result<()> {
     let config = rig.config();
     let volume = rig.volume(&config, "secret", "token")?;
     publish(&volume, "2024_01", &[("token", "s3cret")])?;
@@ -103,7 +103,7 @@ fn a_secret_keeps_its_modes(rig: &Rig) -> Result<()> {
     Ok(())
 }
 
-fn a_folder_of_the_host_is_shared_both_ways(rig: &Rig) -> Result<()> {
+pub fn a_folder_of_the_host_is_shared_both_ways(rig: &Rig) -> Result<()> {
     let folder = host_folder(rig, "shared")?;
     fs::write(folder.join("from-host"), "host\n")?;
     let pod = rig.pod()?;
@@ -120,7 +120,7 @@ fn a_folder_of_the_host_is_shared_both_ways(rig: &Rig) -> Result<()> {
     })
 }
 
-fn a_file_of_the_host_is_shared_both_ways(rig: &Rig) -> Result<()> {
+pub fn a_file_of_the_host_is_shared_both_ways(rig: &Rig) -> Result<()> {
     let folder = host_folder(rig, "file")?;
     let file = folder.join("termination-log");
     fs::write(&file, "")?;
@@ -133,7 +133,7 @@ fn a_file_of_the_host_is_shared_both_ways(rig: &Rig) -> Result<()> {
     Ok(())
 }
 
-fn a_read_only_mount_is_read_only(rig: &Rig) -> Result<()> {
+pub fn a_read_only_mount_is_read_only(rig: &Rig) -> Result<()> {
     let folder = host_folder(rig, "read-only")?;
     fs::write(folder.join("file"), "content\n")?;
     let pod = rig.pod()?;
@@ -143,7 +143,7 @@ fn a_read_only_mount_is_read_only(rig: &Rig) -> Result<()> {
     Ok(())
 }
 
-fn a_socket_of_the_host_is_refused_by_microvms(rig: &Rig) -> Result<()> {
+pub fn a_socket_of_the_host_is_refused_by_microvms(rig: &Rig) -> Result<()> {
     let socket = host_folder(rig, "socket")?.join("daemon.sock");
     let _listener = std::os::unix::net::UnixListener::bind(&socket)?;
     let pod = rig.pod()?;
@@ -158,7 +158,7 @@ fn a_socket_of_the_host_is_refused_by_microvms(rig: &Rig) -> Result<()> {
     Ok(())
 }
 
-fn an_empty_dir_is_shared_by_the_pods_containers(rig: &Rig) -> Result<()> {
+pub fn an_empty_dir_is_shared_by_the_pods_containers(rig: &Rig) -> Result<()> {
     let config = rig.config();
     let volume = text(&rig.volume(&config, "empty-dir", "work")?);
     fs::set_permissions(&volume, fs::Permissions::from_mode(0o777))?;
@@ -175,7 +175,7 @@ fn an_empty_dir_is_shared_by_the_pods_containers(rig: &Rig) -> Result<()> {
     Ok(())
 }
 
-fn an_empty_dir_in_memory_is_memory_of_its_size(rig: &Rig) -> Result<()> {
+pub fn an_empty_dir_in_memory_is_memory_of_its_size(rig: &Rig) -> Result<()> {
     let config = rig.config();
     let volume = text(&rig.volume(&config, "empty-dir", "memory")?);
     rig.lab.cell.run("mount", &["-t", "tmpfs", "-o", "size=16m,mode=777", "tmpfs", &volume])?;
@@ -190,7 +190,7 @@ fn an_empty_dir_in_memory_is_memory_of_its_size(rig: &Rig) -> Result<()> {
     Ok(())
 }
 
-fn a_subpath_shows_only_its_part(rig: &Rig) -> Result<()> {
+pub fn a_subpath_shows_only_its_part(rig: &Rig) -> Result<()> {
     let config = rig.config();
     let volume = rig.volume(&config, "configmap", "settings")?;
     publish(&volume, "2024_01", &[("one", "1"), ("two", "2")])?;
@@ -227,7 +227,7 @@ fn a_subpath_shows_only_its_part(rig: &Rig) -> Result<()> {
     Ok(())
 }
 
-fn symlinks_in_a_volume_never_lead_to_the_host(rig: &Rig) -> Result<()> {
+pub fn symlinks_in_a_volume_never_lead_to_the_host(rig: &Rig) -> Result<()> {
     let secret = rig.lab.root().join("secret-of-the-host");
     fs::write(&secret, "secret\n")?;
     let folder = host_folder(rig, "links")?;
@@ -246,7 +246,7 @@ fn symlinks_in_a_volume_never_lead_to_the_host(rig: &Rig) -> Result<()> {
     Ok(())
 }
 
-fn owners_modes_and_links_survive_in_a_shared_folder(rig: &Rig) -> Result<()> {
+pub fn owners_modes_and_links_survive_in_a_shared_folder(rig: &Rig) -> Result<()> {
     let folder = host_folder(rig, "fidelity")?;
     let pod = rig.pod()?;
     let script = "cd /v; echo x >f; chown 1234:4321 f; chmod 4751 f; ln f hard; ln -s f soft; touch -d @1000000000 f; mkdir -m 2770 d";
@@ -262,7 +262,7 @@ fn owners_modes_and_links_survive_in_a_shared_folder(rig: &Rig) -> Result<()> {
     Ok(())
 }
 
-fn a_block_device_is_given_raw(rig: &Rig) -> Result<()> {
+pub fn a_block_device_is_given_raw(rig: &Rig) -> Result<()> {
     let file = rig.lab.root().join("disk.img");
     fs::write(&file, vec![0; 8 << 20])?;
     let device = rig.lab.cell.run("losetup", &["--find", "--show", &text(&file)])?.trim().to_owned();
@@ -287,7 +287,7 @@ fn a_block_device_is_given_raw(rig: &Rig) -> Result<()> {
     Ok(())
 }
 
-fn many_files_in_a_shared_folder_are_all_seen(rig: &Rig) -> Result<()> {
+pub fn many_files_in_a_shared_folder_are_all_seen(rig: &Rig) -> Result<()> {
     let folder = host_folder(rig, "many")?;
     for number in 0..2000 {
         fs::write(folder.join(format!("file-{number}")), "x")?;

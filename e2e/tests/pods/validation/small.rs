@@ -1,0 +1,264 @@
+//! Short behaviours that the other cases do not already have by themselves.
+
+use std::fs;
+
+use anyhow::{Context, Result, ensure};
+use cloister_e2e::Rig;
+use cloister_e2e::cri::api;
+use cloister_e2e::cri::spec::{ContainerConfigExt, PodConfigExt};
+
+pub fn version_is_told(rig: &Rig) -> Result<()> {
+    let version = rig.lab.cri.version(api::VersionRequest::default())?;
+    ensure!(version.runtime_name == "containerd" && version.runtime_api_version == "v1", "{version:?}");
+    Ok(())
+}
+
+pub fn runtime_and_network_are_ready(rig: &Rig) -> Result<()> {
+    rig.lab.cri.ready()
+}
+
+pub fn removing_a_missing_pod(rig: &Rig) -> Result<()> {
+    let request = api::RemovePodSandboxRequest { pod_sandbox_id: "0123456789abcdef".to_owned() };
+    rig.lab.cri.remove_pod_sandbox(request)?;
+    Ok(())
+}
+
+pub fn removing_a_missing_container(rig: &Rig) -> Result<()> {
+    let request = api::RemoveContainerRequest { container_id: "0123456789abcdef".to_owned() };
+    rig.lab.cri.remove_container(request)?;
+    Ok(())
+}
+
+pub fn removing_a_container_twice(rig: &Rig) -> Result<()> {
+    let container = rig.pod()?.idle()?;
+    container.remove()?;
+    container.remove()
+}
+
+pub fn pod_runs(rig: &Rig) -> Result<()> {
+    let pod = rig.pod()?;
+    ensure!(pod.is_ready()?);
+    let list = rig.lab.cri.list_pod_sandbox(api::ListPodSandboxRequest::default())?.items;
+    ensure!(list.iter().any(|item| item.id == pod.id));
+    Ok(())
+}
+
+pub fn pod_stops(rig: &Rig) -> Result<()> {
+    let pod = rig.pod()?;
+    pod.stop()?;
+    ensure!(!pod.is_ready()?);
+    Ok(())
+}
+
+pub fn pod_is_removed(rig: &Rig) -> Result<()> {
+    let pod = rig.pod()?;
+    pod.remove()?;
+    ensure!(pod.status().is_err());
+    Ok(())
+}
+
+pub fn pods_counters_are_listed(rig: &Rig) -> Result<()> {
+    let pods = [rig.pod()?, rig.pod()?];
+    let stats = rig.lab.cri.list_pod_sandbox_stats(api::ListPodSandboxStatsRequest::default())?.stats;
+    for pod in &pods {
+        ensure!(stats.iter().any(|s| s.attributes.as_ref().is_some_and(|a| a.id == pod.id)));
+    }
+    Ok(())
+}
+
+pub fn unsafe_sysctls_hold(rig: &Rig) -> Result<()> {
+    let mut config = rig.config();
+    config.linux().sysctls = [("fs.mqueue.msg_max".to_owned(), "100".to_owned())].into();
+    let pod = rig.run(config)?;
+    ensure!(pod.once("cat /proc/sys/fs/mqueue/msg_max")?.1 == "100\n");
+    Ok(())
+}
+
+pub fn container_is_created(rig: &Rig) -> Result<()> {
+    let pod = rig.pod()?;
+    let container = pod.create(pod.shell("sleep 1000"))?;
+    ensure!(container.status()?.state == i32::from(api::ContainerState::ContainerCreated));
+    Ok(())
+}
+
+pub fn container_is_started(rig: &Rig) -> Result<()> {
+    ensure!(rig.pod()?.idle()?.is_running()?);
+    Ok(())
+}
+
+pub fn container_is_stopped(rig: &Rig) -> Result<()> {
+    let container = rig.pod()?.idle()?;
+    container.stop(60)?;
+    ensure!(container.status()?.state == i32::from(api::ContainerState::ContainerExited));
+    Ok(())
+}
+
+pub fn container_is_removed(rig: &Rig) -> Result<()> {
+    let container = rig.pod()?.idle()?;
+    container.remove()?;
+    ensure!(container.status().is_err());
+    Ok(())
+}
+
+pub fn containers_counters_are_told(rig: &Rig) -> Result<()> {
+    let container = rig.pod()?.idle()?;
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    let stats = container.stats()?;
+    ensure!(stats.memory.and_then(|m| m.working_set_bytes).context("no memory")?.value > 0);
+    Ok(())
+}
+
+pub fn containers_counters_are_listed(rig: &Rig) -> Result<()> {
+    let pod = rig.pod()?;
+    let containers = [pod.idle()?, pod.idle()?];
+    let stats = rig.lab.cri.list_container_stats(api::ListContainerStatsRequest::default())?.stats;
+    for container in &containers {
+        ensure!(stats.iter().any(|s| s.attributes.as_ref().is_some_and(|a| a.id == container.id)));
+    }
+    Ok(())
+}
+
+pub fn a_symlinked_host_path_works(rig: &Rig) -> Result<()> {
+    let real = rig.lab.root().join("host/real");
+    fs::create_dir_all(&real)?;
+    fs::write(real.join("flag"), "seen\n")?;
+    let link = rig.lab.root().join("host/link");
+    std::os::unix::fs::symlink(&real, &link)?;
+    let pod = rig.pod()?;
+    let outcome = pod.once_in(pod.shell("cat /v/flag").mounted(&link.to_string_lossy(), "/v", false))?;
+    ensure!(outcome.1 == "seen\n", "{outcome:?}");
+    Ok(())
+}
+
+pub fn logs_of_two_containers(rig: &Rig) -> Result<()> {
+    let pod = rig.pod()?;
+    ensure!(pod.once("echo one")?.1 == "one\n");
+    ensure!(pod.once("echo two")?.1 == "two\n");
+    Ok(())
+}
+
+/// A privileged pod with a folder of the host that is a mount of its own, shared as asked, and the container in it;
+/// `check` gets what the container sees of a mount made later on the host, and the host of one made in the container.
+fn propagated(
+    rig: &Rig,
+    kind: api::MountPropagation,
+    check: impl Fn(bool, bool) -> Result<()>,
+) -> Result<()> {
+    let folder = rig.lab.root().join("host/propagation");
+    for name in ["below", "inner"] {
+        fs::create_dir_all(folder.join(name))?;
+    }
+    let path = folder.to_string_lossy().into_owned();
+    rig.lab.cell.run("mount", &["--bind", &path, &path])?;
+    let shared =
+        if kind == api::MountPropagation::PropagationPrivate { "--make-private" } else { "--make-shared" };
+    rig.lab.cell.run("mount", &[shared, &path])?;
+    let outcome = (|| {
+        let mut config = rig.config();
+        config.linux().security_context.get_or_insert_default().privileged = true;
+        let pod = rig.run(config)?;
+        let mut config = pod.shell("echo up; sleep 1000").mounted(&path, "/v", false);
+        config.security().privileged = true;
+        config.mounts[0].propagation = kind.into();
+        let container = pod.start(config)?;
+        container.wait_for_output("up\n")?;
+        rig.lab.cell.run("mount", &["-t", "tmpfs", "tmpfs", &format!("{path}/below")])?;
+        rig.lab.cell.run("touch", &[&format!("{path}/below/flag")])?;
+        let host_to_guest = container.sh("ls /v/below")? == "flag";
+        container.sh("mount -t tmpfs tmpfs /v/inner && touch /v/inner/flag")?;
+        let guest_to_host = rig.lab.cell.run("ls", &[&format!("{path}/inner")])? == "flag\n";
+        pod.remove()?;
+        check(host_to_guest, guest_to_host)
+    })();
+    for mount in ["/inner", "/below", ""] {
+        let _ = rig.lab.cell.run("umount", &["-l", &format!("{path}{mount}")]);
+    }
+    outcome
+}
+
+pub fn private_mounts_stay_private(rig: &Rig) -> Result<()> {
+    propagated(rig, api::MountPropagation::PropagationPrivate, |into, out| {
+        ensure!(!into && !out, "host to container: {into}, container to host: {out}");
+        Ok(())
+    })
+}
+
+pub fn mounts_of_the_host_arrive(rig: &Rig) -> Result<()> {
+    propagated(rig, api::MountPropagation::PropagationHostToContainer, |into, out| {
+        ensure!(into && !out, "host to container: {into}, container to host: {out}");
+        Ok(())
+    })
+}
+
+pub fn mounts_of_the_guest_arrive(rig: &Rig) -> Result<()> {
+    propagated(rig, api::MountPropagation::PropagationBidirectional, |into, out| {
+        ensure!(into && out, "host to container: {into}, container to host: {out}");
+        Ok(())
+    })
+}
+
+pub fn read_only_holds_below(rig: &Rig) -> Result<()> {
+    let folder = rig.lab.root().join("host/recursive");
+    fs::create_dir_all(folder.join("below"))?;
+    let below = folder.join("below").to_string_lossy().into_owned();
+    rig.lab.cell.run("mount", &["-t", "tmpfs", "tmpfs", &below])?;
+    let outcome = (|| {
+        let pod = rig.pod()?;
+        let script = "touch /v/below/file 2>/dev/null && echo written || echo refused";
+        let mut config = pod.shell(script).mounted(&folder.to_string_lossy(), "/v", true);
+        config.mounts[0].recursive_read_only = true;
+        let seen = pod.once_in(config)?.1;
+        pod.remove()?;
+        ensure!(seen == "refused\n", "{seen}");
+        Ok(())
+    })();
+    let _ = rig.lab.cell.run("umount", &["-l", &below]);
+    outcome
+}
+
+pub fn a_group_without_a_user_is_refused(rig: &Rig) -> Result<()> {
+    let pod = rig.pod()?;
+    let mut config = pod.shell("true");
+    config.security().run_as_group = Some(api::Int64Value { value: 1000 });
+    ensure!(pod.create(config).is_err());
+    Ok(())
+}
+
+fn mounting(rig: &Rig, privileged: bool) -> Result<String> {
+    let mut config = rig.config();
+    config.linux().security_context.get_or_insert_default().privileged = privileged;
+    let pod = rig.run(config)?;
+    let mut config = pod.shell("ip link add lab1 type bridge 2>/dev/null && echo made || echo refused; grep ^Seccomp: /proc/self/status");
+    config.security().privileged = privileged;
+    Ok(pod.once_in(config)?.1)
+}
+
+pub fn privileged_may_mount(rig: &Rig) -> Result<()> {
+    let mut config = rig.config();
+    config.linux().security_context.get_or_insert_default().privileged = true;
+    let pod = rig.run(config)?;
+    let mut config = pod.shell("mount -t tmpfs tmpfs /srv && echo mounted");
+    config.security().privileged = true;
+    ensure!(pod.once_in(config)?.1 == "mounted\n");
+    Ok(())
+}
+
+pub fn unprivileged_may_not_mount(rig: &Rig) -> Result<()> {
+    ensure!(mounting(rig, false)?.starts_with("refused\n"));
+    Ok(())
+}
+
+pub fn privileged_is_not_filtered(rig: &Rig) -> Result<()> {
+    ensure!(mounting(rig, true)?.ends_with("Seccomp:\t0\n"));
+    Ok(())
+}
+
+pub fn all_capabilities_are_added(rig: &Rig) -> Result<()> {
+    let pod = rig.pod()?;
+    let mut config = pod.shell("grep ^CapEff /proc/self/status | cut -f2");
+    config.security().capabilities =
+        Some(api::Capability { add_capabilities: vec!["ALL".to_owned()], ..api::Capability::default() });
+    let bits = u64::from_str_radix(pod.once_in(config)?.1.trim(), 16)?;
+    ensure!(bits & 0x1f_ffff_ffff == 0x1f_ffff_ffff, "{bits:x}");
+    Ok(())
+}
