@@ -14,9 +14,24 @@ use oci_spec::runtime::{
 
 use crate::failure::{Failure, Result};
 
-/// Character devices that a guest has beyond those of every container: name, major and minor number
-/// (the kernel's `Documentation/admin-guide/devices.txt`).
-const GUEST_DEVICES: [(&str, i64, i64); 3] =
+/// Character devices whose numbers mean the same in every Linux, and that a guest has: major and minor number (the
+/// kernel's `Documentation/admin-guide/devices.txt`).
+const GUEST_DEVICES: [(i64, i64); 12] = [
+    (1, 3),
+    (1, 5),
+    (1, 7),
+    (1, 8),
+    (1, 9),
+    (1, 11),
+    (5, 0),
+    (5, 1),
+    (5, 2),
+    (10, 200),
+    (10, 229),
+    (10, 237),
+];
+/// What a privileged container has on top of everyone's.
+const PRIVILEGED_DEVICES: [(&str, i64, i64); 3] =
     [("/dev/fuse", 10, 229), ("/dev/net/tun", 10, 200), ("/dev/kmsg", 1, 11)];
 /// Devices that every container has anyway.
 const EVERYWHERE: [&str; 8] = [
@@ -33,8 +48,8 @@ const EVERYWHERE: [&str; 8] = [
 /// A block device of the host that a container asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Block {
-    /// Where it is on the host, by its numbers.
-    pub source: PathBuf,
+    /// Its major and minor number on the host.
+    pub number: (i64, i64),
     /// Where the container has it.
     pub path: PathBuf,
     /// Whether it may only be read.
@@ -89,7 +104,7 @@ pub fn blocks(spec: &Spec) -> Vec<Block> {
     let devices = linux.devices().iter().flatten().filter(|device| device.typ() == LinuxDeviceType::B);
     devices
         .map(|device| Block {
-            source: PathBuf::from(format!("/dev/block/{}:{}", device.major(), device.minor())),
+            number: (device.major(), device.minor()),
             path: device.path().clone(),
             read_only: !writable(device),
             owner: (
@@ -195,12 +210,11 @@ fn is_single(rule: &LinuxDeviceCgroup) -> bool {
     rule.allow() && major.is_some_and(|major| !standard(major) || rule.typ() == Some(LinuxDeviceType::B))
 }
 
-/// The guest's character devices, by the names of the host's.
+/// The guest's character devices.
 fn devices(asked: &[LinuxDevice], privileged: bool) -> Result<Vec<LinuxDevice>> {
     let mut found = Vec::new();
-    let known = |path: &Path| GUEST_DEVICES.iter().find(|(name, ..)| path == Path::new(name));
     if privileged {
-        for (name, major, minor) in &GUEST_DEVICES {
+        for (name, major, minor) in &PRIVILEGED_DEVICES {
             found.push(node(Path::new(name), *major, *minor, None)?);
         }
         return Ok(found);
@@ -210,13 +224,14 @@ fn devices(asked: &[LinuxDevice], privileged: bool) -> Result<Vec<LinuxDevice>> 
         if EVERYWHERE.iter().any(|name| path == Path::new(name)) {
             continue;
         }
-        let Some((_, major, minor)) = known(path) else {
+        let (major, minor) = (device.major(), device.minor());
+        if !GUEST_DEVICES.contains(&(major, minor)) {
             return Err(Failure::Invalid(format!(
                 "the container asks for {}, a device of the host; a microVM has only its own",
                 path.display()
             )));
-        };
-        found.push(node(path, *major, *minor, Some(device))?);
+        }
+        found.push(node(path, major, minor, Some(device))?);
     }
     Ok(found)
 }

@@ -12,7 +12,7 @@ use containerd_shim::protos::types::mount::Mount;
 use oci_spec::runtime::Spec;
 use tracing::Instrument;
 
-use super::{Machine, Pod, Setup};
+use super::{Files, Machine, Pod, Setup};
 use crate::failure::{Failure, Result};
 use crate::io::Names;
 use crate::options::{self, Kind};
@@ -199,7 +199,10 @@ impl Pod {
         };
         let machine = self.machine().await?;
         self.make_room(&machine).await?;
-        let mounts = host.mounts().clone().unwrap_or_default();
+        let mut mounts = host.mounts().clone().unwrap_or_default();
+        if machine.setup.files.is_some() {
+            Files::mount(&self.folder, &mut mounts)?;
+        }
         let prepared = machine.volumes.prepare(&new.id, &mounts).await?;
         let root = match wanted {
             Wanted::Snapshot(_) => Root::Layers {
@@ -224,7 +227,8 @@ impl Pod {
         };
         let mut block_devices = prepared.blocks;
         for block in spec::blocks(host) {
-            let serial = machine.volumes.plug(&new.id, &block.source, block.read_only).await?;
+            let source = block_node(block.number)?;
+            let serial = machine.volumes.plug(&new.id, &source, block.read_only).await?;
             let (mode, uid, gid) = block.owner;
             let path = block.path.display().to_string();
             block_devices.push(BlockDevice { serial, path, read_only: block.read_only, mode, uid, gid });
@@ -270,4 +274,21 @@ impl Pod {
         self.events.deleted(id, self.pid(), end.code, end.at);
         Ok(end)
     }
+}
+
+/// The node of a block device of the host, by its numbers.
+fn block_node((major, minor): (i64, i64)) -> Result<PathBuf> {
+    let missing = || Failure::Other(format!("the host has no block device {major}:{minor}"));
+    let about =
+        std::fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/uevent")).map_err(|_| missing())?;
+    let name = about.lines().find_map(|line| line.strip_prefix("DEVNAME=")).ok_or_else(missing)?;
+    let path = PathBuf::from("/dev").join(name);
+    let meta = std::fs::metadata(&path)
+        .map_err(|error| Failure::Other(format!("cannot use {}: {error}", path.display())))?;
+    let number = std::os::unix::fs::MetadataExt::rdev(&meta);
+    let found = (i64::from(rustix::fs::major(number)), i64::from(rustix::fs::minor(number)));
+    if !std::os::unix::fs::FileTypeExt::is_block_device(&meta.file_type()) || found != (major, minor) {
+        return Err(missing());
+    }
+    Ok(path)
 }

@@ -73,6 +73,9 @@ impl Pod {
             other => Failure::other(other),
         })?;
         let config = self.machine_config(&setup)?;
+        if let Some(files) = &setup.files {
+            files.write(&self.folder)?;
+        }
         let cgroups = cgroup::folders(&setup.cgroup)?;
         self.update(|state| {
             state.phase = Phase::Starting;

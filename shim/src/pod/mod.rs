@@ -16,7 +16,7 @@ use tokio::sync::watch;
 
 pub use self::container::{Container, NewContainer};
 pub use self::machine::{Machine, Stage};
-pub use self::setup::{Setup, host_network};
+pub use self::setup::{Files, Setup, host_network};
 use crate::config::Config;
 use crate::events::Events;
 use crate::failure::{Failure, Result};

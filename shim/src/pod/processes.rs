@@ -12,6 +12,8 @@ use crate::process::{Process, State};
 
 /// How often a broken call for a process's end is made again before the machine counts as lost.
 const RETRIES: u32 = 20;
+/// How long the end of a machine takes to become the end of its processes.
+const END: Duration = Duration::from_secs(1);
 /// The pause between.
 const RETRY: Duration = Duration::from_millis(50);
 
@@ -113,7 +115,7 @@ impl Pod {
         let container = self.container(id)?;
         let process = container.process(exec)?;
         if process.end().is_some() {
-            return Err(Failure::NotFound("process already finished: not found".to_owned()));
+            return finished(&process).await;
         }
         let number = i32::try_from(signal).map_err(|_| Failure::Invalid(format!("signal {signal}")))?;
         if container.is_sandbox() {
@@ -125,9 +127,19 @@ impl Pod {
         if !exec.is_empty() && process.state() == State::Created {
             return Err(Failure::Precondition(format!("process {exec} of {id} does not run")));
         }
-        let machine = self.present()?;
-        machine.sandbox.agent().signal(id, &process.guest, number, all).await?;
-        Ok(())
+        let Ok(machine) = self.present() else { return finished(&process).await };
+        match machine
+            .sandbox
+            .while_alive(machine.sandbox.agent().signal(id, &process.guest, number, all))
+            .await
+        {
+            Ok(()) => Ok(()),
+            // The machine may be on its way out, which is the best of ends for who wants to kill something.
+            Err(error) => match finished(&process).await {
+                Err(Failure::NotFound(text)) => Err(Failure::NotFound(text)),
+                _ => Err(error.into()),
+            },
+        }
     }
 
     /// Sets the size of a terminal, in rows and columns.
@@ -189,6 +201,16 @@ impl Pod {
         container.add_exec(exec, names, spec)?;
         self.events.exec_added(id, exec);
         Ok(())
+    }
+}
+
+/// What to answer about a process that ends by itself at just this moment.
+async fn finished(process: &Process) -> Result<()> {
+    match tokio::time::timeout(END, process.wait()).await {
+        Ok(_) => Err(Failure::NotFound("process already finished: not found".to_owned())),
+        Err(_) => {
+            Err(Failure::Other(format!("process {} of {} can't be reached", process.exec, process.container)))
+        }
     }
 }
 

@@ -7,8 +7,8 @@ use crate::failure::Result;
 use crate::spec::{self, Limits};
 
 impl Pod {
-    /// What the pod's containers may use together: the pod's own limit, or the sum of theirs, each without one counted
-    /// with the default.
+    /// What the pod's containers may use together: the pod's own limit, or the sum of theirs and the default for those
+    /// without one.
     fn together(&self, machine: &Machine) -> Limits {
         let own: Vec<Limits> =
             self.containers().values().filter(|c| !c.is_sandbox()).map(|c| c.limits()).collect();
@@ -67,14 +67,14 @@ impl Pod {
     }
 }
 
-/// Adds limits up. A pod's own memory limit is the answer when it is larger; no container at all may use the default.
+/// Adds limits up. Containers without one share what the pod was given, or the default.
 fn sum(containers: &[Limits], pod: Limits, default_memory: u64) -> Limits {
-    let memory: u64 = containers.iter().map(|limits| limits.memory.unwrap_or(default_memory)).sum();
-    let known = containers.iter().all(|limits| limits.memory.is_some()) && !containers.is_empty();
+    let memory: u64 = containers.iter().filter_map(|limits| limits.memory).sum();
+    let open = containers.iter().any(|limits| limits.memory.is_none());
     let memory = match pod.memory {
-        // The CRI says what all containers may use together; those without a limit share what there is.
-        Some(pod) if !known => pod.max(containers.iter().filter_map(|limits| limits.memory).sum()),
+        // The CRI says what all containers may use together.
         Some(pod) => pod.max(memory),
+        None if open => memory + default_memory,
         None => memory,
     };
     let cpus: Option<u64> = containers.iter().map(|limits| limits.cpu).sum();
@@ -97,6 +97,7 @@ mod tests {
         assert_eq!(sum(&two, Limits::default(), 512 * MIB), limits(Some(150), Some(1200)));
         let open = [limits(Some(100), Some(500)), limits(None, None)];
         assert_eq!(sum(&open, Limits::default(), 512 * MIB), limits(Some(612), None));
+        assert_eq!(sum(&[limits(None, None); 3], Limits::default(), 512 * MIB), limits(Some(512), None));
         assert_eq!(sum(&[], Limits::default(), 512 * MIB), Limits::default());
     }
 

@@ -2,9 +2,11 @@
 //! asks for a sandbox without a container.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{LinuxNamespaceType, Spec};
+use oci_spec::runtime::{LinuxNamespaceType, Mount, MountBuilder, Spec};
 
 use crate::failure::{Failure, Result};
 use crate::options::Kind;
@@ -14,6 +16,12 @@ use crate::spec::{self, Limits};
 const MEMORY: &str = "io.kubernetes.cri.sandbox-memory";
 const CPU_QUOTA: &str = "io.kubernetes.cri.sandbox-cpu-quota";
 const CPU_PERIOD: &str = "io.kubernetes.cri.sandbox-cpu-period";
+
+/// Names in the pod's folder, and what they are in a container.
+const FILES: [(&str, &str); 3] =
+    [("hostname", "/etc/hostname"), ("hosts", "/etc/hosts"), ("resolv.conf", "/etc/resolv.conf")];
+/// Shared memory in a container.
+const SHM: &str = "/dev/shm";
 
 /// What a pod is to be.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -32,6 +40,53 @@ pub struct Setup {
     pub privileged: bool,
     /// Its annotations.
     pub annotations: HashMap<String, String>,
+    /// What containerd leaves to the shim when there is no sandbox container.
+    pub files: Option<Files>,
+}
+
+/// Files that every container of a pod has, and that nobody else makes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Files {
+    /// For `/etc/hostname`.
+    pub hostname: String,
+    /// For `/etc/resolv.conf`; the node's own if absent.
+    pub resolv_conf: Option<String>,
+}
+
+impl Files {
+    /// Writes the files into the pod's folder.
+    pub fn write(&self, folder: &Path) -> Result<()> {
+        let nodes = |path: &str| std::fs::read(path).unwrap_or_default();
+        let resolv_conf = self.resolv_conf.as_ref().map(|text| text.clone().into_bytes());
+        let contents = [
+            format!("{}\n", self.hostname).into_bytes(),
+            nodes("/etc/hosts"),
+            resolv_conf.unwrap_or_else(|| nodes("/etc/resolv.conf")),
+        ];
+        for ((name, _), content) in FILES.iter().zip(contents) {
+            let path = folder.join(name);
+            std::fs::write(&path, content)
+                .and_then(|()| std::fs::set_permissions(&path, Permissions::from_mode(0o644)))
+                .map_err(|error| Failure::Other(format!("cannot write {}: {error}", path.display())))?;
+        }
+        Ok(())
+    }
+
+    /// Adds to a container's mounts what it does not mount itself, the pod's shared memory included.
+    pub fn mount(folder: &Path, mounts: &mut Vec<Mount>) -> Result<()> {
+        mounts.retain(|mount| mount.destination() != Path::new(SHM) || crate::volumes::is_bind(mount));
+        let files = FILES.iter().map(|(name, destination)| (folder.join(name), *destination));
+        for (source, destination) in files.chain([(PathBuf::from(SHM), SHM)]) {
+            if mounts.iter().any(|mount| mount.destination() == Path::new(destination)) {
+                continue;
+            }
+            let options = ["rbind", "rprivate", "rw"].map(str::to_owned).to_vec();
+            let mount =
+                MountBuilder::default().destination(destination).typ("bind").source(source).options(options);
+            mounts.push(mount.build().map_err(Failure::other)?);
+        }
+        Ok(())
+    }
 }
 
 impl Setup {
@@ -63,6 +118,7 @@ impl Setup {
             // itself refuses them in other pods.
             privileged: kind == Kind::Sandbox || spec::is_privileged(spec),
             annotations,
+            files: None,
         })
     }
 }
@@ -117,6 +173,21 @@ mod tests {
             assert!(error.to_string().contains("hostNetwork"), "{error}");
         }
         assert!(Setup::from_spec(Kind::Single, &spec(r#"{"type":"network"}"#, "")).is_ok());
+    }
+
+    #[test]
+    fn containers_get_the_pods_files_unless_they_bring_their_own() {
+        let folder = tempfile::tempdir().unwrap();
+        Files { hostname: "web".to_owned(), resolv_conf: None }.write(folder.path()).unwrap();
+        assert_eq!(std::fs::read_to_string(folder.path().join("hostname")).unwrap(), "web\n");
+        let own = |destination: &str, kind: &str| {
+            MountBuilder::default().destination(destination).typ(kind).source("x").build().unwrap()
+        };
+        let mut mounts = vec![own("/etc/hosts", "bind"), own("/dev/shm", "tmpfs")];
+        Files::mount(folder.path(), &mut mounts).unwrap();
+        let places: Vec<_> = mounts.iter().map(|mount| mount.destination().display().to_string()).collect();
+        assert_eq!(places, ["/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/dev/shm"]);
+        assert!(crate::volumes::is_bind(&mounts[3]));
     }
 
     #[test]

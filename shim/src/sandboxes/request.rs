@@ -10,7 +10,7 @@ use containerd_shim::protos::sandbox_api::CreateSandboxRequest;
 use prost::Message;
 
 use crate::failure::{Failure, Result};
-use crate::pod::{Setup, host_network};
+use crate::pod::{Files, Setup, host_network};
 use crate::spec::{Limits, millis};
 
 /// The type of the message, after the last slash of its URL.
@@ -22,10 +22,22 @@ const NODE: i32 = 2;
 struct PodSandboxConfig {
     #[prost(string, tag = "2")]
     hostname: String,
+    #[prost(message, optional, tag = "4")]
+    dns_config: Option<DnsConfig>,
     #[prost(map = "string, string", tag = "7")]
     annotations: HashMap<String, String>,
     #[prost(message, optional, tag = "8")]
     linux: Option<LinuxPodSandboxConfig>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct DnsConfig {
+    #[prost(string, repeated, tag = "1")]
+    servers: Vec<String>,
+    #[prost(string, repeated, tag = "2")]
+    searches: Vec<String>,
+    #[prost(string, repeated, tag = "3")]
+    options: Vec<String>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -89,6 +101,7 @@ pub fn setup(request: &CreateSandboxRequest) -> Result<Setup> {
     let resources = linux.resources.unwrap_or_default();
     let period = u64::try_from(resources.cpu_period).ok().filter(|period| *period > 0);
     Ok(Setup {
+        files: Some(Files { hostname: config.hostname.clone(), resolv_conf: resolv_conf(config.dns_config) }),
         hostname: config.hostname,
         sysctls: linux.sysctls,
         netns: (!request.netns_path.is_empty()).then(|| PathBuf::from(&request.netns_path)),
@@ -100,6 +113,22 @@ pub fn setup(request: &CreateSandboxRequest) -> Result<Setup> {
         privileged: security.privileged,
         annotations,
     })
+}
+
+/// resolv.conf(5) of these settings; `None` for the node's own.
+fn resolv_conf(dns: Option<DnsConfig>) -> Option<String> {
+    let dns = dns.filter(|dns| *dns != DnsConfig::default())?;
+    let mut text = String::new();
+    if !dns.searches.is_empty() {
+        text += &format!("search {}\n", dns.searches.join(" "));
+    }
+    for server in &dns.servers {
+        text += &format!("nameserver {server}\n");
+    }
+    if !dns.options.is_empty() {
+        text += &format!("options {}\n", dns.options.join(" "));
+    }
+    Some(text)
 }
 
 /// As containerd names the cgroup of a sandbox container.
@@ -133,6 +162,11 @@ mod tests {
     fn config(network: i32) -> PodSandboxConfig {
         PodSandboxConfig {
             hostname: "web".to_owned(),
+            dns_config: Some(DnsConfig {
+                servers: vec!["10.0.0.1".to_owned()],
+                searches: vec!["a.b".to_owned(), "b".to_owned()],
+                options: vec!["ndots:5".to_owned()],
+            }),
             annotations: HashMap::from([("a".to_owned(), "b".to_owned())]),
             linux: Some(LinuxPodSandboxConfig {
                 cgroup_parent: "/kubepods/podx".to_owned(),
@@ -156,6 +190,8 @@ mod tests {
         assert_eq!((setup.hostname.as_str(), setup.privileged), ("web", true));
         assert_eq!(setup.limits, Limits { memory: Some(1 << 30), cpu: Some(2500) });
         assert_eq!(setup.cgroup, "/kubepods/podx/pod1");
+        let names = setup.files.unwrap().resolv_conf.unwrap();
+        assert_eq!(names, "search a.b b\nnameserver 10.0.0.1\noptions ndots:5\n");
     }
 
     #[test]

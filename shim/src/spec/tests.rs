@@ -59,7 +59,7 @@ fn block_devices_are_plugged_with_the_access_their_rule_gives() {
              {"path":"/dev/r","type":"b","major":8,"minor":2}]"#,
     );
     let found = blocks(&host);
-    assert_eq!(found[0].source, Path::new("/dev/block/8:1"));
+    assert_eq!(found[0].number, (8, 1));
     assert_eq!((found[0].read_only, found[0].owner), (false, (384, 5, 6)));
     assert!(found[1].read_only);
     let guest = linux(&translate(&host, Vec::new()).unwrap());
@@ -69,13 +69,15 @@ fn block_devices_are_plugged_with_the_access_their_rule_gives() {
 }
 
 #[test]
-fn character_devices_go_by_name_and_foreign_ones_are_refused() {
-    let ask =
-        |path: &str| spec(&format!(r#""devices":[{{"path":"{path}","type":"c","major":99,"minor":1}}]"#));
-    let tun = linux(&translate(&ask("/dev/net/tun"), Vec::new()).unwrap()).devices().clone().unwrap();
-    assert_eq!((tun[0].major(), tun[0].minor()), (10, 200));
-    assert!(linux(&translate(&ask("/dev/null"), Vec::new()).unwrap()).devices().clone().unwrap().is_empty());
-    let error = translate(&ask("/dev/nvidia0"), Vec::new()).unwrap_err().to_string();
+fn character_devices_keep_their_names_and_foreign_ones_are_refused() {
+    let ask = |path: &str, major: i64, minor: i64| {
+        let json = format!(r#""devices":[{{"path":"{path}","type":"c","major":{major},"minor":{minor}}}]"#);
+        Ok::<_, Failure>(linux(&translate(&spec(&json), Vec::new())?).devices().clone().unwrap())
+    };
+    assert_eq!(ask("/dev/net/tun", 10, 200).unwrap()[0].path(), Path::new("/dev/net/tun"));
+    assert_eq!(ask("/dev/nothing", 1, 3).unwrap()[0].path(), Path::new("/dev/nothing"));
+    assert!(ask("/dev/null", 1, 3).unwrap().is_empty());
+    let error = ask("/dev/nvidia0", 195, 0).unwrap_err().to_string();
     assert!(error.contains("/dev/nvidia0"), "{error}");
 }
 
