@@ -3,19 +3,16 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::unix::fs::MetadataExt;
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
 use crate::args::{ConsoleArgs, Global};
 use crate::paths::Root;
-use crate::vm::Vms;
-
-const TICK: Duration = Duration::from_millis(100);
+use crate::vm::{Follow, Vms};
 
 /// Prints the console of a machine and follows it until the machine ends.
 pub fn run(global: &Global, args: &ConsoleArgs) -> Result<()> {
-    let (folder, _) = Vms::new(Root::find(global)?.run()).find(&args.name)?;
+    let (folder, record) = Vms::new(Root::find(global)?.run()).find(&args.name)?;
     let path = folder.path().join("console.log");
     let mut seen = 0;
     let mut file = match File::open(&path) {
@@ -25,8 +22,10 @@ pub fn run(global: &Global, args: &ConsoleArgs) -> Result<()> {
         }
         Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
     };
+    let follow = (!args.no_follow).then(|| Follow::new(&folder, &record)).transpose();
+    let mut follow = follow.with_context(|| format!("cannot follow {}", args.name))?;
     loop {
-        let live = !args.no_follow && folder.path().is_dir() && folder.is_held()?;
+        let live = follow.is_some() && folder.path().is_dir() && folder.is_held()?;
         let mut bytes = Vec::new();
         seen +=
             file.read_to_end(&mut bytes).with_context(|| format!("cannot read {}", path.display()))? as u64;
@@ -43,10 +42,10 @@ pub fn run(global: &Global, args: &ConsoleArgs) -> Result<()> {
             seen = 0;
             continue;
         }
-        if !live {
-            return Ok(());
+        match &mut follow {
+            Some(follow) if live => follow.wait()?,
+            _ => return Ok(()),
         }
-        std::thread::sleep(TICK);
     }
 }
 

@@ -1,8 +1,10 @@
 //! The virtual machines of this user, as they are on disk.
 
 pub mod folder;
+pub mod follow;
 pub mod log;
 pub mod record;
 
 pub use folder::{Folder, Vms};
+pub use follow::Follow;
 pub use record::{Record, Status};
