@@ -61,3 +61,17 @@ fn a_name_is_given_taken_and_its_image_pruned_with_the_last_one() {
     let gone = lab.run(&["image", "inspect", "other:v1"]).unwrap();
     assert!(!gone.status.success());
 }
+
+/// What the import of a large image may take, in bytes: it streams, so the size of the image does not show.
+const MEMORY: u64 = 64 << 20;
+
+#[test]
+fn a_large_image_is_imported_in_little_memory() {
+    let archive = lab::debian_image("large").unwrap();
+    let lab = Lab::new().unwrap();
+    let (output, peak) =
+        lab.run_watched(&["image", "import", "large", "-i", &archive.to_string_lossy()]).unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    println!("peak {} KiB for an archive of {} bytes", peak >> 10, archive.metadata().unwrap().len());
+    assert!(peak < MEMORY, "peak {} KiB", peak >> 10);
+}
