@@ -113,6 +113,7 @@ fn run(handler: Handler) -> Vec<&'static str> {
         eprintln!("{} {verdict} {name} ({:.1} s) {why}", handler.name(), begun.elapsed().as_secs_f64());
         if !why.is_empty() {
             failed.push(*name);
+            eprintln!("{}", rig.lab.log_tail("containerd.log", 5));
         }
         if let Err(error) = rig.remove_pods() {
             eprintln!("{} pods are left: {error:#}", handler.name());
