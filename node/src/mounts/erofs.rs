@@ -41,7 +41,8 @@ pub fn unmount(dir: &Path) -> Result<()> {
     }
 }
 
-fn mount_loop(file: &Path, dir: &Path) -> Result<()> {
+/// Mounts layer file `file` read-only on `dir` by way of a loop device.
+pub fn mount_loop(file: &Path, dir: &Path) -> Result<()> {
     let backing = File::open(file).at("open", file)?;
     for _ in 0..LOOP_ATTEMPTS {
         let (device, path) = match free_loop(&backing) {

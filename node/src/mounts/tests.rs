@@ -5,7 +5,8 @@ use std::path::Path;
 
 use cloister_image::{LayerFile, Store};
 
-use super::accounts;
+use super::host::HostMounts;
+use super::{accounts, erofs};
 
 /// One tar entry: type, name, link, content, owner.
 type Entry<'a> = (u8, &'a str, &'a str, &'a str, u32);
@@ -123,4 +124,60 @@ fn volumes_of_a_hostile_image_stay_below_their_target() {
     // Files, not links of the image: what is read there is the image's own.
     assert!(dir.path().join("accounts/etc/passwd").symlink_metadata().unwrap().is_file());
     assert_eq!(read(dir.path(), "etc/passwd").as_deref(), Some("root"));
+}
+
+/// Runs `work` as root on a thread whose mounts nobody else sees.
+fn in_private(work: impl FnOnce() + Send) {
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            // SAFETY: only this thread leaves the shared mount namespace; it owns nothing that depends on it.
+            assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNS) }, 0, "these tests need root");
+            let private =
+                rustix::mount::MountPropagationFlags::PRIVATE | rustix::mount::MountPropagationFlags::REC;
+            rustix::mount::mount_change("/", private).unwrap();
+            work();
+        });
+    });
+}
+
+#[test]
+fn a_layer_is_mounted_as_a_file_or_on_a_loop_device() {
+    in_private(|| {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path().join("store")).unwrap();
+        let layer = layer(&store, &[(b'0', "file", "", "content", 0)]);
+        let at = dir.path().join("at");
+        std::fs::create_dir(&at).unwrap();
+        for mount in [erofs::mount, erofs::mount_loop] {
+            assert!(!erofs::is_mounted(&at));
+            mount(&layer.path, &at).unwrap();
+            assert!(erofs::is_mounted(&at));
+            assert_eq!(std::fs::read_to_string(at.join("file")).unwrap(), "content");
+            erofs::unmount(&at).unwrap();
+        }
+        erofs::unmount(&at).unwrap();
+    });
+}
+
+#[test]
+fn layers_are_mounted_once_and_found_again_and_those_nobody_needs_go() {
+    in_private(|| {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path().join("store")).unwrap();
+        let make = |name| layer(&store, &[(b'0', name, "", "content", 0)]);
+        let layers = [make("a"), make("b")];
+        let host = HostMounts::open(dir.path()).unwrap();
+        let paths = host.ensure(&layers).unwrap();
+        assert!(paths[0].join("a").exists() && paths[1].join("b").exists());
+        // As after a crash in the middle of making another, and of taking one down.
+        std::fs::create_dir_all(dir.path().join("mounts/7/fs")).unwrap();
+        erofs::unmount(&paths[1]).unwrap();
+        let host = HostMounts::open(dir.path()).unwrap();
+        assert_eq!(host.ensure(&layers).unwrap(), paths);
+        assert!(paths[1].join("b").exists() && !dir.path().join("mounts/7").exists());
+        host.cleanup(|| Ok([layers[1].diff_id].into())).unwrap();
+        assert!(!paths[0].exists() && paths[1].join("b").exists());
+        host.cleanup(|| Ok([].into())).unwrap();
+        assert_eq!(std::fs::read_dir(dir.path().join("mounts")).unwrap().count(), 0);
+    });
 }
