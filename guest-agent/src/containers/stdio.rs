@@ -1,7 +1,7 @@
 //! The standard streams of a process: pipes or a terminal on its side, vsock connections on the host's.
 
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, Weak};
 
 use cloister_protocol::v1;
 use rustix::fs::{Gid, Uid, fchown};
@@ -9,7 +9,7 @@ use rustix::net::{Shutdown, shutdown};
 use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
 
 use super::process::resize;
-use crate::error::{Context, Result};
+use crate::error::{Context, Result, lock};
 use crate::streams::{Flow, Signal, Streams as Unclaimed, pump};
 
 /// Bytes a pipe holds: a burst of output does not stop the process, and one wake-up moves much.
@@ -30,6 +30,12 @@ pub struct Claimed {
 pub struct Streams {
     /// The pumps own the connections, which close with the last of them.
     sockets: Vec<Weak<OwnedFd>>,
+    /// Until it ended: ended processes are remembered, their descriptors are not.
+    signals: Mutex<Option<Signals>>,
+}
+
+#[derive(Clone)]
+struct Signals {
     exited: Arc<Signal>,
     close: Arc<Signal>,
 }
@@ -57,11 +63,12 @@ impl Claimed {
         })
     }
 
-    fn keep(&self) -> Result<Streams> {
+    fn keep(&self) -> Result<(Streams, Signals)> {
         let what = || "prepare streams".into();
         let sockets =
             [&self.stdin, &self.stdout, &self.stderr].into_iter().flatten().map(Arc::downgrade).collect();
-        Ok(Streams { sockets, exited: Signal::new().context(what)?, close: Signal::new().context(what)? })
+        let signals = Signals { exited: Signal::new().context(what)?, close: Signal::new().context(what)? };
+        Ok((Streams { sockets, signals: Mutex::new(Some(signals.clone())) }, signals))
     }
 
     /// Makes pipes, owned by the process's user so that it can open `/dev/stdout`, and starts to move bytes. Gives the
@@ -70,7 +77,7 @@ impl Claimed {
     /// # Errors
     /// When the guest runs out of descriptors or threads.
     pub fn pipes(self, uid: u32, gid: u32) -> Result<(Streams, [Option<OwnedFd>; 3])> {
-        let streams = self.keep()?;
+        let (streams, signals) = self.keep()?;
         let what = || "make a pipe for the process".into();
         let pipe = || -> Result<(OwnedFd, OwnedFd)> {
             let (read, write) = pipe_with(PipeFlags::CLOEXEC).context(what)?;
@@ -85,14 +92,14 @@ impl Claimed {
         if let Some(socket) = self.stdin {
             let (read, write) = pipe()?;
             ends[0] = Some(read);
-            let flow = Flow::Input { exited: Arc::clone(&streams.exited), close: Arc::clone(&streams.close) };
+            let flow = Flow::Input { exited: Arc::clone(&signals.exited), close: Arc::clone(&signals.close) };
             pump("stdin", socket, Arc::new(write), flow).context(what)?;
         }
         for (index, name, socket) in [(1, "stdout", self.stdout), (2, "stderr", self.stderr)] {
             if let Some(socket) = socket {
                 let (read, write) = pipe()?;
                 ends[index] = Some(write);
-                pump(name, Arc::new(read), socket, Flow::Output { exited: Arc::clone(&streams.exited) })
+                pump(name, Arc::new(read), socket, Flow::Output { exited: Arc::clone(&signals.exited) })
                     .context(what)?;
             }
         }
@@ -104,17 +111,17 @@ impl Claimed {
     /// # Errors
     /// When the guest runs out of threads.
     pub fn terminal(self, master: &Arc<OwnedFd>) -> Result<Streams> {
-        let streams = self.keep()?;
+        let (streams, signals) = self.keep()?;
         let what = || "connect the terminal".into();
         if self.rows > 0 && self.columns > 0 {
             resize(master, self.rows, self.columns)?;
         }
         if let Some(socket) = self.stdin {
-            let flow = Flow::Input { exited: Arc::clone(&streams.exited), close: Arc::clone(&streams.close) };
+            let flow = Flow::Input { exited: Arc::clone(&signals.exited), close: Arc::clone(&signals.close) };
             pump("terminal", socket, Arc::clone(master), flow).context(what)?;
         }
         if let Some(socket) = self.stdout {
-            let flow = Flow::Output { exited: Arc::clone(&streams.exited) };
+            let flow = Flow::Output { exited: Arc::clone(&signals.exited) };
             pump("terminal", Arc::clone(master), socket, flow).context(what)?;
         }
         Ok(streams)
@@ -124,17 +131,21 @@ impl Claimed {
 impl Streams {
     /// The process ended: input stops, output drains.
     pub fn ended(&self) {
-        self.exited.set();
+        if let Some(signals) = lock(&self.signals).take() {
+            signals.exited.set();
+        }
     }
 
     /// Input ends once it settles.
     pub fn close_stdin(&self) {
-        self.close.set();
+        if let Some(signals) = &*lock(&self.signals) {
+            signals.close.set();
+        }
     }
 
     /// Everything ends at once.
     pub fn hang_up(&self) {
-        self.exited.set();
+        self.ended();
         for socket in self.sockets.iter().filter_map(Weak::upgrade) {
             let _ = shutdown(&*socket, Shutdown::Both);
         }

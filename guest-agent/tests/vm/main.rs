@@ -4,6 +4,7 @@
 
 mod lab;
 mod pod;
+mod root;
 
 use std::time::{Duration, Instant};
 
