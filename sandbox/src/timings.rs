@@ -33,6 +33,9 @@ impl Step {
     }
 }
 
+/// Steps that are kept: a machine may start containers for years.
+const STEPS: usize = 64;
+
 /// One step of a start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Timing {
@@ -61,12 +64,26 @@ impl Timings {
         let took = now.duration_since(self.last);
         self.last = now;
         tracing::debug!(step = step.describe(), took_ms = took.as_millis(), "start");
+        if self.steps.len() >= STEPS {
+            return;
+        }
         self.steps.push(Timing { step, micros: u64::try_from(took.as_micros()).unwrap_or(u64::MAX) });
     }
 
     /// The steps that are done.
     pub fn steps(&self) -> &[Timing] {
         &self.steps
+    }
+
+    /// The first time of each step: those of the machine and its first container.
+    pub fn boot(&self) -> Vec<Timing> {
+        let mut first: Vec<Timing> = Vec::new();
+        for timing in &self.steps {
+            if !first.iter().any(|known| known.step == timing.step) {
+                first.push(*timing);
+            }
+        }
+        first
     }
 
     /// Time of all steps together.

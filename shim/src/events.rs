@@ -1,6 +1,6 @@
 //! Events to containerd, in the order they happen.
 
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
 use containerd_shim::Context;
@@ -15,6 +15,7 @@ use containerd_shim::publisher::RemotePublisher;
 use tokio::sync::mpsc;
 
 use crate::io::Names;
+use crate::metrics::Counted;
 
 /// Events that may wait for containerd.
 const QUEUE: usize = 4096;
@@ -25,19 +26,26 @@ type Message = (String, Box<dyn MessageDyn>);
 #[derive(Clone)]
 pub struct Events {
     queue: mpsc::Sender<Message>,
+    counted: Arc<Counted>,
 }
 
 impl Events {
     /// Begins to send events of `namespace` to containerd's ttrpc address.
-    pub fn start(address: String, namespace: String) -> Self {
+    pub fn start(address: String, namespace: String, counted: Arc<Counted>) -> Self {
         let (queue, messages) = mpsc::channel(QUEUE);
         tokio::spawn(publish(address, namespace, messages));
-        Self { queue }
+        Self { queue, counted }
+    }
+
+    /// Where events are counted.
+    pub fn counted(&self) -> Arc<Counted> {
+        Arc::clone(&self.counted)
     }
 
     fn send<E: Event + MessageDyn>(&self, event: E) {
         let topic = event.topic();
         tracing::debug!(topic, "event");
+        self.counted.event(&topic);
         if self.queue.try_send((topic, Box::new(event))).is_err() {
             tracing::warn!("containerd does not take events; one is lost");
         }

@@ -11,6 +11,7 @@ mod events;
 mod failure;
 mod io;
 mod logging;
+mod metrics;
 mod options;
 mod pod;
 mod process;

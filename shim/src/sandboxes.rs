@@ -48,7 +48,9 @@ impl Service {
         async {
             let begun = std::time::Instant::now();
             let result = call.await;
-            let took_ms = begun.elapsed().as_millis();
+            let took = begun.elapsed();
+            self.pod.counted.request(&format!("sandbox_{name}"), result.is_ok(), took);
+            let took_ms = took.as_millis();
             match &result {
                 Ok(_) => tracing::debug!(took_ms, "done"),
                 Err(failure) => tracing::info!(took_ms, %failure, "failed"),

@@ -176,7 +176,7 @@ pub fn guest_limits(mut resources: LinuxResources) -> LinuxResources {
         cpu.set_cpus(None).set_mems(None).set_realtime_period(None).set_realtime_runtime(None);
         resources.set_cpu(Some(cpu));
     }
-    if let Some(mut memory) = resources.memory().clone() {
+    if let Some(mut memory) = *resources.memory() {
         memory.set_kernel(None).set_kernel_tcp(None).set_swappiness(None).set_disable_oom_killer(None);
         resources.set_memory(Some(memory));
     }

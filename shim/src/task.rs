@@ -42,7 +42,9 @@ impl Service {
         async {
             let begun = std::time::Instant::now();
             let result = call.await;
-            let took_ms = begun.elapsed().as_millis();
+            let took = begun.elapsed();
+            self.0.counted.request(name, result.is_ok(), took);
+            let took_ms = took.as_millis();
             match &result {
                 Ok(_) => tracing::debug!(took_ms, "done"),
                 Err(failure) => tracing::info!(took_ms, %failure, "failed"),
@@ -270,7 +272,7 @@ impl Task for Service {
     async fn shutdown(&self, _ctx: &TtrpcContext, req: ShutdownRequest) -> TtrpcResult<Empty> {
         let shutdown = async {
             let serving = matches!(self.0.stage(), Stage::Booting | Stage::Running(_));
-            if self.0.is_empty() && !serving {
+            if self.0.count() == 0 && !serving {
                 self.0.finish();
             }
             Ok(Empty::default())

@@ -72,6 +72,16 @@ fn number(node: &Path, kind: FileType) -> Option<Number> {
     (FileType::from_raw_mode(stat.st_mode) == kind).then(|| (major(stat.st_rdev), minor(stat.st_rdev)))
 }
 
+/// The number of a device that every Linux has under the same one, whatever it is called: null, zero, full, random,
+/// urandom, tty (the kernel's `Documentation/admin-guide/devices.txt`).
+fn fixed(device: &LinuxDevice) -> Option<Number> {
+    match (device.major(), device.minor()) {
+        (1, minor @ (3 | 5 | 7 | 8 | 9)) => Some((1, u32::try_from(minor).ok()?)),
+        (5, 0) => Some((5, 0)),
+        _ => None,
+    }
+}
+
 fn renumber(
     linux: &mut Linux,
     disks: &[(v1::BlockDevice, Number)],
@@ -84,7 +94,7 @@ fn renumber(
         let path = device.path().to_owned();
         match device.typ() {
             LinuxDeviceType::C | LinuxDeviceType::U => {
-                let (major, minor) = guest(&path).ok_or_else(|| {
+                let (major, minor) = guest(&path).or_else(|| fixed(&device)).ok_or_else(|| {
                     Error::invalid(format!("device {}: this guest has no such device", path.display()))
                 })?;
                 known.push(((device.major(), device.minor()), (i64::from(major), i64::from(minor))));

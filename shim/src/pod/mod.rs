@@ -20,6 +20,7 @@ pub use self::setup::{Files, Setup, host_network};
 use crate::config::Config;
 use crate::events::Events;
 use crate::failure::{Failure, Result};
+use crate::metrics::Counted;
 use crate::process::Process;
 use crate::state::{State, StateFile};
 
@@ -31,6 +32,8 @@ pub struct Pod {
     /// Its folder of state.
     folder: PathBuf,
     events: Events,
+    /// Figures about it.
+    pub counted: Arc<Counted>,
     state: Mutex<StateFile>,
     stage: watch::Sender<Stage>,
     /// The monitor's process id, 0 before there is one.
@@ -49,6 +52,7 @@ impl Pod {
             id,
             config,
             folder,
+            counted: events.counted(),
             events,
             state: Mutex::new(state),
             stage: watch::channel(Stage::Absent).0,
@@ -114,9 +118,9 @@ impl Pod {
             .ok_or_else(|| Failure::NotFound(format!("container {id} is not known: not found")))
     }
 
-    /// Whether it has no containers.
-    pub fn is_empty(&self) -> bool {
-        self.containers().is_empty()
+    /// How many containers it has, its sandbox included.
+    pub fn count(&self) -> usize {
+        self.containers().len()
     }
 
     /// A process has ended: told once, to everyone.

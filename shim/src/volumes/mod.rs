@@ -369,7 +369,7 @@ fn owner(folder: &Path) -> Result<(u32, u32)> {
 /// Bytes of memory of the node.
 fn node_memory() -> u64 {
     let info = rustix::system::sysinfo();
-    u64::try_from(info.totalram).unwrap_or(u64::MAX).saturating_mul(info.mem_unit.into())
+    info.totalram.saturating_mul(info.mem_unit.into())
 }
 
 #[cfg(test)]
