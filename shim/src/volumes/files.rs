@@ -24,6 +24,7 @@ pub enum Content {
 pub fn pack(content: &Content) -> Result<Vec<u8>> {
     let mut archive = tar::Builder::new(Bounded(Vec::new()));
     archive.follow_symlinks(false);
+    archive.sparse(false);
     match content {
         Content::Folder(folder) => {
             let mut left = ENTRIES;
