@@ -34,7 +34,7 @@ pub enum Root {
     Layers {
         /// The image's layers, lowest first; none for an empty root filesystem.
         layers: Vec<Layer>,
-        /// Size of the writable part in bytes and the folder where its file is made (and unlinked at once); `None`
+        /// Size of the writable part in bytes and the folder of the file system where its nameless file is made; `None`
         /// keeps what is written in the guest's memory.
         scratch: Option<(u64, PathBuf)>,
     },

@@ -1,9 +1,8 @@
 //! The virtual machine below a sandbox: its monitor, what is plugged into it, and how it ends.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::Write;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -204,21 +203,16 @@ async fn watch_end(qemu: Arc<Qemu>, sender: watch::Sender<Option<String>>) {
     sender.send_replace(Some(reason));
 }
 
-/// Makes an empty ext4 of `bytes` in a file of `folder` that has no name any more when this returns.
+/// Makes an empty ext4 of `bytes` in a file of `folder` that never has a name.
 pub(crate) fn make_scratch(bytes: u64, folder: &Path) -> Result<OwnedFd, Error> {
-    let path = folder.join("scratch");
-    let failed = |what| {
-        let path = path.clone();
-        move |cause| Error::File { what, path, cause }
-    };
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&path)
-        .map_err(failed("create"))?;
-    std::fs::remove_file(&path).map_err(failed("unlink"))?;
+    use rustix::fs::{Mode, OFlags};
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    let fd = rustix::fs::open(folder, flags, Mode::RUSR | Mode::WUSR).map_err(|errno| Error::File {
+        what: "make a disk in",
+        path: folder.to_owned(),
+        cause: errno.into(),
+    })?;
+    let file = File::from(fd);
     scratch::create(&file, bytes).map_err(Error::Disk)?;
     Ok(file.into())
 }
