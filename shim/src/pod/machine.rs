@@ -213,6 +213,8 @@ impl Pod {
     async fn watch(self: Arc<Self>, machine: Arc<Machine>) {
         let reason = machine.sandbox.ended().await;
         self.lost(&format!("the microVM ended: {reason}")).await;
+        // With a share's daemon gone the machine still runs, and holds the streams of its processes open.
+        machine.sandbox.kill().await;
     }
 
     /// Passes out-of-memory kills on. The guest may say anything: only containers that exist count.

@@ -20,6 +20,11 @@ fn container_with(
     config
 }
 
+/// Names a namespace of one kernel: the numbers of the first namespaces are the same on all of them.
+fn namespace(name: &str) -> String {
+    format!("cat /proc/sys/kernel/random/boot_id; readlink /proc/self/ns/{name}")
+}
+
 pub fn host_pid(rig: &Rig) -> Result<()> {
     // A microVM has no processes of the host to show; containers of the pod see each other's all the same.
     let node = |options: &mut api::NamespaceOption| options.pid = NamespaceMode::Node.into();
@@ -35,15 +40,15 @@ pub fn host_pid(rig: &Rig) -> Result<()> {
 pub fn host_ipc(rig: &Rig) -> Result<()> {
     let node = |options: &mut api::NamespaceOption| options.ipc = NamespaceMode::Node.into();
     let pod = rig.run(pod_with(rig, node))?;
-    let (_, seen) = pod.once_in(container_with(pod.shell("readlink /proc/self/ns/ipc"), node))?;
-    ensure!(seen == rig.lab.cell.run("readlink", &["/proc/self/ns/ipc"])?, "another IPC namespace: {seen}");
+    let (_, seen) = pod.once_in(container_with(pod.shell(&namespace("ipc")), node))?;
+    ensure!(seen == rig.lab.cell.run("sh", &["-c", &namespace("ipc")])?, "another IPC namespace: {seen}");
     Ok(())
 }
 
 pub fn own_ipc(rig: &Rig) -> Result<()> {
     let pod = rig.pod()?;
-    let seen = pod.once("readlink /proc/self/ns/ipc")?.1;
-    ensure!(seen != rig.lab.cell.run("readlink", &["/proc/self/ns/ipc"])?);
+    let seen = pod.once(&namespace("ipc"))?.1;
+    ensure!(seen != rig.lab.cell.run("sh", &["-c", &namespace("ipc")])?);
     Ok(())
 }
 
@@ -65,15 +70,15 @@ pub fn host_network(rig: &Rig) -> Result<()> {
     let mut config = pod_with(rig, node);
     config.hostname.clear();
     let pod = rig.run(config)?;
-    let (_, seen) = pod.once_in(container_with(pod.shell("readlink /proc/self/ns/net"), node))?;
-    ensure!(seen == rig.lab.cell.run("readlink", &["/proc/self/ns/net"])?);
+    let (_, seen) = pod.once_in(container_with(pod.shell(&namespace("net")), node))?;
+    ensure!(seen == rig.lab.cell.run("sh", &["-c", &namespace("net")])?);
     Ok(())
 }
 
 pub fn own_network(rig: &Rig) -> Result<()> {
     let pod = rig.pod()?;
-    let seen = pod.once("readlink /proc/self/ns/net; ip -o link | wc -l")?.1;
-    ensure!(!seen.starts_with(&rig.lab.cell.run("readlink", &["/proc/self/ns/net"])?));
+    let seen = pod.once(&namespace("net"))?.1;
+    ensure!(seen != rig.lab.cell.run("sh", &["-c", &namespace("net")])?);
     Ok(())
 }
 
