@@ -21,7 +21,7 @@ use tracing::{Instrument, info_span};
 use crate::events::timestamp;
 use crate::failure::{Failure, Result};
 use crate::io::Names;
-use crate::pod::{NewContainer, Pod, Stage};
+use crate::pod::{NewContainer, Pod};
 use crate::process::{End, State};
 
 /// Most bytes of a specification inside a request.
@@ -271,8 +271,7 @@ impl Task for Service {
     /// sandbox of its own.
     async fn shutdown(&self, _ctx: &TtrpcContext, req: ShutdownRequest) -> TtrpcResult<Empty> {
         let shutdown = async {
-            let serving = matches!(self.0.stage(), Stage::Booting | Stage::Running(_));
-            if self.0.count() == 0 && !serving {
+            if self.0.is_over() {
                 self.0.finish();
             }
             Ok(Empty::default())

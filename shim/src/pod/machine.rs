@@ -58,6 +58,7 @@ impl Pod {
         if !first {
             return Err(Failure::Exists(format!("the pod {} has a machine already", self.id)));
         }
+        self.by_service.store(setup.files.is_some(), std::sync::atomic::Ordering::Relaxed);
         match self.launch(setup).await {
             Ok(pid) => Ok(pid),
             Err(failure) => {

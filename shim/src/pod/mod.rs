@@ -9,7 +9,7 @@ mod setup;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
@@ -40,6 +40,8 @@ pub struct Pod {
     pid: AtomicU32,
     containers: Mutex<HashMap<String, Arc<Container>>>,
     stopping: tokio::sync::Mutex<()>,
+    /// Whether it was made through the sandbox service, which then also ends it.
+    by_service: AtomicBool,
     /// True once the shim has nothing left to do.
     finished: watch::Sender<bool>,
 }
@@ -59,6 +61,7 @@ impl Pod {
             pid: AtomicU32::new(0),
             containers: Mutex::default(),
             stopping: tokio::sync::Mutex::default(),
+            by_service: AtomicBool::new(false),
             finished: watch::channel(false).0,
         })
     }
@@ -116,6 +119,12 @@ impl Pod {
             .get(id)
             .cloned()
             .ok_or_else(|| Failure::NotFound(format!("container {id} is not known: not found")))
+    }
+
+    /// Whether nothing is left that containerd could ask about.
+    pub fn is_over(&self) -> bool {
+        let serving = matches!(*self.stage.borrow(), Stage::Booting | Stage::Running(_));
+        self.count() == 0 && !serving && !self.by_service.load(Ordering::Relaxed)
     }
 
     /// How many containers it has, its sandbox included.
