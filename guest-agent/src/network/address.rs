@@ -59,13 +59,18 @@ impl Address {
     }
 
     fn request(&self, kind: u16, flags: i32, index: u32) -> Request {
-        // Duplicate address detection would hold the address back for a second; the host's side did it.
-        let nodad = if self.bytes.len() == 16 { libc::IFA_F_NODAD as u8 } else { 0 };
-        let mut fixed = [family(&self.bytes), self.length, nodad, 0, 0, 0, 0, 0];
+        // The request names the routes of the network as well, and a plugin may have made others than the kernel would.
+        let mut kept = libc::IFA_F_NOPREFIXROUTE;
+        if self.bytes.len() == 16 {
+            // Duplicate address detection would hold the address back for a second; the host's side did it.
+            kept |= libc::IFA_F_NODAD;
+        }
+        let mut fixed = [family(&self.bytes), self.length, 0, 0, 0, 0, 0, 0];
         fixed[4..].copy_from_slice(&index.to_ne_bytes());
         let request = Request::new(kind, flags, &fixed)
             .with(libc::IFA_LOCAL, &self.bytes)
-            .with(libc::IFA_ADDRESS, &self.bytes);
+            .with(libc::IFA_ADDRESS, &self.bytes)
+            .with(libc::IFA_FLAGS, &kept.to_ne_bytes());
         match self.broadcast() {
             Some(broadcast) => request.with(libc::IFA_BROADCAST, &broadcast),
             None => request,

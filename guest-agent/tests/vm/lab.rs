@@ -110,12 +110,16 @@ impl Sink {
 
 impl Lab {
     pub async fn boot(privileged: bool) -> Self {
+        Self::boot_with(|config| config.privileged = privileged).await
+    }
+
+    pub async fn boot_with(change: impl FnOnce(&mut MachineConfig)) -> Self {
         let folder = tempfile::Builder::new().prefix("agent").tempdir().unwrap();
         let host = Host::debian(
             cached("CLOISTER_VIRTIOFSD", "tools/virtiofsd-1.13.2/bin/virtiofsd"),
             Some(User { uid: 65534, gid: 65534 }),
         );
-        let config = MachineConfig {
+        let mut config = MachineConfig {
             host,
             folder: folder.path().to_owned(),
             kernel: kernel(),
@@ -124,10 +128,11 @@ impl Lab {
             cpus: 1,
             max_cpus: 1,
             netns: None,
-            privileged,
+            privileged: false,
             accel: Accel::Auto,
             boot_deadline: Duration::from_secs(60),
         };
+        change(&mut config);
         let sandbox = Sandbox::boot(&config).await.unwrap();
         Self { sandbox, folder }
     }

@@ -317,6 +317,8 @@ async fn the_network_becomes_what_the_host_says() {
             route(None, &[169, 254, 1, 1], 4, 0),
             route(Some(prefix(&[169, 254, 1, 1], 32)), &[], 4, 253),
             route(None, &v6(1), 6, 0),
+            // The networks of addresses are routes like others: nothing is added to what the host has.
+            route(Some(prefix(&v6(0), 64)), &[], 6, 0),
         ],
         neighbours: vec![v1::Neighbour {
             address: vec![169, 254, 1, 1],
@@ -353,7 +355,11 @@ async fn the_network_becomes_what_the_host_says() {
     request.interfaces[0].addresses = vec![prefix(&[10, 3, 0, 7], 24)];
     request.interfaces[0].name = "net1".into();
     request.interfaces[1].name = "eth0".into();
-    request.routes = vec![v1::Route { interface: "net1".into(), ..route(None, &[10, 3, 0, 1], 4, 0) }];
+    let by_net1 = |route| v1::Route { interface: "net1".into(), ..route };
+    request.routes = vec![
+        by_net1(route(Some(prefix(&[10, 3, 0, 0], 24)), &[], 4, 253)),
+        by_net1(route(None, &[10, 3, 0, 1], 4, 0)),
+    ];
     request.neighbours.clear();
     agent.configure_network(request.clone()).await.unwrap();
     let end = lab.exec("c", "b", "", &["sh", "-c", script]).await.unwrap();
