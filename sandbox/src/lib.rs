@@ -22,7 +22,7 @@ pub use cloister_protocol::v1::{BlockDevice, PidNamespace};
 pub use container::{Container, Layer, Root, Share};
 pub use dial::{Connection, Dialer};
 pub use error::{Error, printable};
-pub use machine::{Kernel, MachineConfig};
+pub use machine::{Kernel, MachineConfig, OVERHEAD, memory_for};
 pub use process::{Io, Process, Remote};
 pub use sandbox::{Booting, Sandbox};
 pub use timings::{Step, Timing, Timings};

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use cloister_view::{disk, scratch};
 use cloister_vmm::{
-    Accel, DeviceId, Event, Extent, Host, ImageDisk, Metrics, Qemu, RawDisk, Tap, VmConfig, Vmm,
+    Accel, DeviceId, Event, Extent, Host, ImageDisk, MEMORY_STEP, Metrics, Qemu, RawDisk, Tap, VmConfig, Vmm,
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -20,6 +20,18 @@ use crate::error::{Error, printable};
 
 /// How long the monitor may hold a connection that the guest neither takes nor refuses.
 const DIAL: Duration = Duration::from_secs(10);
+
+/// What the guest's kernel, its reserves and the agent need beside the containers, in bytes, on top of [`PAGES`];
+/// measured, see "Memory beside the container" in `docs/performance.md`.
+pub const OVERHEAD: u64 = 64 << 20;
+/// The part of the containers' memory that the guest needs on top of it for page structures and what grows like them.
+const PAGES: u64 = 48;
+
+/// Bytes of memory for a machine whose containers may use `containers` bytes, with `overhead` bytes for the guest itself.
+pub fn memory_for(containers: u64, overhead: u64) -> u64 {
+    let wanted = containers.saturating_add(containers / PAGES).saturating_add(overhead);
+    wanted.div_ceil(MEMORY_STEP).saturating_mul(MEMORY_STEP)
+}
 
 /// A guest kernel and the initramfs with the agent.
 #[derive(Debug, Clone, Serialize, Deserialize)]

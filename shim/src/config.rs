@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use cloister_sandbox::{Kernel, programs};
+use cloister_sandbox::{Kernel, OVERHEAD, memory_for, programs};
 use cloister_vmm::{Accel, Host, MEMORY_STEP, MIB};
 use serde::Deserialize;
 
@@ -73,7 +73,7 @@ impl Default for Config {
             accel: Accel::Auto,
             run: "/run/cloister".into(),
             default_memory: 512,
-            overhead: 64,
+            overhead: OVERHEAD / MIB,
             max_memory: 8192,
             default_cpus: 1,
             max_cpus: 0,
@@ -139,8 +139,7 @@ impl Config {
 
     /// Bytes of memory for containers that may use `limits` bytes; `None` when they say nothing.
     pub fn memory(&self, limits: Option<u64>) -> u64 {
-        let wanted = limits.unwrap_or(self.default_memory * MIB).saturating_add(self.overhead * MIB);
-        wanted.div_ceil(MEMORY_STEP).saturating_mul(MEMORY_STEP)
+        memory_for(limits.unwrap_or(self.default_memory * MIB), self.overhead * MIB)
     }
 
     /// Bytes of memory a pod may grow to.
@@ -213,7 +212,7 @@ mod tests {
     fn sizes_are_the_limits_and_the_overhead() {
         let config =
             Config::parse("overhead = 32\nmax_cpus = 4\n[log]\nlevel = \"debug\"\njson = true").unwrap();
-        assert_eq!(config.memory(Some(100 * MIB + 1)), 134 * MIB);
+        assert_eq!(config.memory(Some(96 * MIB + 1)), 132 * MIB);
         assert_eq!((config.cpus(Some(1)), config.cpus(Some(1001)), config.cpus(Some(90_000))), (1, 2, 4));
         assert!(config.log.json);
     }

@@ -19,11 +19,6 @@ use crate::{kernel, name, output, signals, terminal, value};
 const MIB: u64 = 1 << 20;
 /// Memory of a container that names none, in bytes.
 const DEFAULT_MEMORY: u64 = 512 * MIB;
-/// What the guest's kernel, its reserves and the agent need beside the container, in bytes, on top of [`PAGES`]; measured, see
-/// "Memory" in `docs/performance.md`.
-const OVERHEAD: u64 = 64 * MIB;
-/// The part of the container's memory that the guest needs on top of it for page structures and what grows like them.
-const PAGES: u64 = 48;
 /// Least memory of a container, in bytes; docker's is 6 MiB.
 const LEAST_MEMORY: u64 = 6 * MIB;
 /// Names tried before a free one must have been found.
@@ -99,7 +94,7 @@ pub async fn run(global: &Global, args: RunArgs) -> Result<u8> {
         wishes,
         user,
         volumes,
-        memory: (memory + memory / PAGES + OVERHEAD).next_multiple_of(2 * MIB),
+        memory: cloister_sandbox::memory_for(memory, cloister_sandbox::OVERHEAD),
         cpus: args.cpus.map_or(1, |millis| u32::try_from(millis.div_ceil(1000)).unwrap_or(u32::MAX)),
         accel: args.accel,
         interactive: args.process.interactive && !args.detach,
