@@ -30,7 +30,8 @@ pub fn a_container_runs_and_its_output_is_logged(rig: &Rig) -> Result<()> {
     let container = pod.start(pod.shell("echo out; echo err >&2; exit 7"))?;
     let status = container.wait()?;
     assert_eq!((status.exit_code, status.reason.as_str()), (7, "Error"));
-    assert!(status.finished_at >= status.started_at && status.started_at > 0);
+    // containerd notes the start after it happened: a process that ends at once may have ended before.
+    assert!(status.started_at > 0 && status.finished_at > 0);
     container.output_at_end()?;
     let mut lines = container.lines()?;
     lines.sort_by(|a, b| b.stream.cmp(&a.stream));
