@@ -33,6 +33,11 @@ pub fn debian_image(kind: &str) -> Result<PathBuf> {
     Ok(PathBuf::from(String::from_utf8(made.stdout)?.trim()))
 }
 
+/// Folder with the guest's kernel and initramfs.
+pub fn guest() -> PathBuf {
+    std::env::var_os("CLOISTER_KERNEL").map_or(checkout().join("target/microvm"), PathBuf::from)
+}
+
 /// A helper program from the cache, for example `tool("erofs-utils-trixie", "fsck.erofs")`.
 pub fn tool(package: &str, name: &str) -> Result<PathBuf> {
     let path = cache()?.join("tools").join(package).join("bin").join(name);

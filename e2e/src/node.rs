@@ -6,7 +6,7 @@ use std::process::Command;
 use anyhow::Result;
 
 use crate::containerd::target_dir;
-use crate::lab::checkout;
+use crate::lab::guest;
 
 /// Where the node daemon was built.
 pub fn binary() -> Result<PathBuf> {
@@ -46,8 +46,7 @@ pub fn command(root: &Path) -> Result<Command> {
 
 /// The environment of containerd, and with it of every shim.
 pub fn environment(root: &Path) -> Vec<(&'static str, PathBuf)> {
-    let kernel = std::env::var_os("CLOISTER_KERNEL").map_or(checkout().join("target/microvm"), PathBuf::from);
-    vec![("CLOISTER_CONFIG", root.join("config.toml")), ("CLOISTER_KERNEL", kernel)]
+    vec![("CLOISTER_CONFIG", root.join("config.toml")), ("CLOISTER_KERNEL", guest())]
 }
 
 /// Writes the shim's configuration: the helper programs that `make setup` built.

@@ -198,7 +198,8 @@ mod tests {
     fn an_empty_file_is_the_default() {
         let config = Config::parse("").unwrap();
         assert_eq!(config.run, Path::new("/run/cloister"));
-        assert_eq!(config.memory(None), (512 + 64) * MIB);
+        // 512 MiB, a 48th of it and 64 MiB, in steps of 2 MiB.
+        assert_eq!(config.memory(None), 588 * MIB);
         assert_eq!(config.log, Log::default());
     }
 

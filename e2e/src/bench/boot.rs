@@ -52,10 +52,9 @@ pub fn warm(report: &mut Report) -> Result<()> {
 
 /// What a guest is made of on disk.
 fn size(report: &mut Report) -> Result<()> {
-    let guest = std::env::var("CLOISTER_KERNEL").unwrap_or("target/microvm".into());
     let mut total = 0.0;
     for file in ["vmlinux", "initramfs"] {
-        let bytes = std::fs::metadata(format!("{guest}/{file}"))?.len() as f64;
+        let bytes = std::fs::metadata(crate::lab::guest().join(file))?.len() as f64;
         let mut series = Series::new(&format!("size of {file}"), "MB");
         series.runs.push(bytes / 1e6);
         total += bytes / 1e6;
