@@ -14,7 +14,7 @@ use tokio::runtime::Runtime;
 use tonic::transport::{Channel, Endpoint, Uri};
 
 /// The messages and calls, generated from Kubernetes' contract.
-#[allow(missing_docs, clippy::all, reason = "generated; the contract has the documentation")]
+#[allow(missing_docs, clippy::all, rustdoc::all, reason = "generated; the contract has the documentation")]
 pub mod api {
     tonic::include_proto!("runtime.v1");
 }
