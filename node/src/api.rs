@@ -1,5 +1,5 @@
 //! containerd's gRPC services, generated from `proto/`: two are served here, two are called.
-#![allow(clippy::all, unused_qualifications)]
+#![allow(clippy::all, rustdoc::all, unused_qualifications)]
 
 mod generated {
     include!(concat!(env!("OUT_DIR"), "/api.rs"));

@@ -21,7 +21,7 @@ use crate::error::{Error, printable};
 /// How long the monitor may hold a connection that the guest neither takes nor refuses.
 const DIAL: Duration = Duration::from_secs(10);
 
-/// What the guest's kernel, its reserves and the agent need beside the containers, in bytes, on top of [`PAGES`];
+/// What the guest's kernel, its reserves and the agent need beside the containers, in bytes, on top of [`memory_for`]'s 48th;
 /// measured, see "Memory beside the container" in `docs/performance.md`.
 pub const OVERHEAD: u64 = 64 << 20;
 /// The part of the containers' memory that the guest needs on top of it for page structures and what grows like them.

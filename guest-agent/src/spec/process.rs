@@ -15,7 +15,7 @@ pub(super) const ALL_CAPABILITIES: usize = 41;
 /// Makes a process fit.
 ///
 /// # Errors
-/// [`Kind::Denied`] when it asks for more than this guest allows, [`Kind::Invalid`] when it is malformed.
+/// [`crate::error::Kind::Denied`] when it asks for more than this guest allows, [`crate::error::Kind::Invalid`] when it is malformed.
 pub fn fit_process(
     process: &mut Process,
     user: Option<&users::User>,
