@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use cloister_e2e::cell::wait_for;
 use cloister_e2e::containerd::{Handler, Version};
+use cloister_e2e::cri::spec::ContainerConfigExt;
 use cloister_e2e::traces::Traces;
 use cloister_e2e::{Rig, run_case};
 
@@ -97,6 +98,12 @@ fn a_hundred_random_deaths_leave_nothing() {
     run(|rig| {
         let total = scaled(100);
         let mut progress = Progress::new("pods killed", total);
+        // What a run is worth: processes that really were killed, and pods that ran before.
+        let (mut killed, ran) = (0, AtomicUsize::new(0));
+        // A share, so that there is a virtiofsd to kill.
+        let shared = rig.lab.root().join("shared");
+        std::fs::create_dir(&shared)?;
+        let shared = &*shared.to_string_lossy();
         // A fixed sequence: a failure can be repeated.
         let mut state = 0x2545_f491_4f6c_dd1d_u64;
         let mut random = move |below: u64| {
@@ -112,15 +119,16 @@ fn a_hundred_random_deaths_leave_nothing() {
             std::thread::scope(|scope| {
                 let life = scope.spawn(|| -> Result<()> {
                     let pod = rig.pod()?;
-                    let container =
-                        pod.start_shell("echo up; while :; do echo tick; sleep 0.05; done", "")?;
+                    let ticking = pod.shell("echo up; while :; do echo tick; sleep 0.05; done");
+                    let container = pod.start(ticking.mounted(shared, "/shared", false))?;
+                    ran.fetch_add(1, Ordering::Relaxed);
                     std::thread::sleep(Duration::from_millis(500));
                     let _ = container.exec(&["echo", "exec"]);
                     pod.remove()
                 });
                 std::thread::sleep(delay);
                 for process in rig.lab.cell.find(victim)? {
-                    let _ = rig.lab.cell.kill(process.pid, "KILL");
+                    killed += usize::from(rig.lab.cell.kill(process.pid, "KILL").is_ok());
                 }
                 // It may fail or not, but it must end.
                 let _ = life.join().unwrap();
@@ -132,6 +140,9 @@ fn a_hundred_random_deaths_leave_nothing() {
             ensure!(left.is_empty(), "death {death}, {victim} after {delay:?}, left behind: {left:#?}");
             progress.at(death);
         }
+        let ran = ran.into_inner();
+        eprintln!("{killed} processes killed, {ran} of {total} pods ran");
+        ensure!(killed >= total / 2 && ran >= total / 5, "too few deaths of too few pods to prove anything");
         Ok(())
     });
 }
