@@ -13,7 +13,6 @@ mod grow;
 mod host;
 mod inroot;
 mod log;
-mod netlink;
 mod network;
 mod pod;
 mod reaper;

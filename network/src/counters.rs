@@ -1,8 +1,9 @@
 //! What went over a pod's interfaces.
 
+use cloister_netlink::{Message, Netlink, Request, Result as Answer, name};
+
 use crate::inspect::LINK;
 use crate::interface::Interface;
-use crate::netlink::{Socket, after, name};
 use crate::{Error, Netns, Result};
 
 /// `IFLA_STATS64` of linux/if_link.h.
@@ -41,9 +42,9 @@ pub async fn counters(netns: &Netns, interfaces: &[Interface]) -> Result<Vec<Cou
 }
 
 fn read(names: Vec<String>) -> Result<Vec<Counters>> {
-    let list = || Socket::route()?.dump(libc::RTM_GETLINK, &[0; LINK]);
+    let list = || -> Answer<_> { Netlink::route()?.dump(Request::new(libc::RTM_GETLINK, 0, &[0; LINK])) };
     let links = list().map_err(Error::kernel("list", "interfaces"))?;
-    let found: Vec<Counters> = links.iter().map(|(_, payload)| link(payload)).collect();
+    let found: Vec<Counters> = links.iter().map(link).collect();
     let of = |name: String| {
         let counters = found.iter().find(|counters| counters.name == name).cloned();
         counters.unwrap_or_else(|| Counters { name, ..Counters::default() })
@@ -52,9 +53,9 @@ fn read(names: Vec<String>) -> Result<Vec<Counters>> {
 }
 
 /// `struct rtnl_link_stats64`: packets, bytes, errors and drops, each received and sent.
-fn link(payload: &[u8]) -> Counters {
+fn link(message: &Message) -> Counters {
     let mut counters = Counters::default();
-    for (attribute, value) in after(payload, LINK) {
+    for (attribute, value) in message.attributes(LINK) {
         match attribute {
             libc::IFLA_IFNAME => counters.name = name(value),
             STATS64 => {

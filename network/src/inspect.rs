@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use cloister_netlink::{Attributes, Message, Netlink, Request, name, u16_at, u32_at};
+
 use crate::interface::{Interface, Neighbour, Prefix, Route};
-use crate::netlink::{Socket, after, attributes, name, u16_at, u32_at};
 use crate::{Error, Netns, Result};
 
 /// Taps of ours are called this and the index of the interface they belong to.
@@ -32,32 +33,32 @@ pub async fn inspect(netns: &Netns) -> Result<Vec<Interface>> {
 }
 
 fn read() -> Result<Vec<Interface>> {
-    let mut socket = Socket::route().map_err(Error::kernel("open", "a netlink socket"))?;
+    let mut netlink = Netlink::route().map_err(Error::kernel("open", "a netlink socket"))?;
     let mut read = |what: &'static str, kind: u16, header: usize| {
-        socket.dump(kind, &vec![0; header]).map_err(Error::kernel("list", what))
+        netlink.dump(Request::new(kind, 0, &vec![0; header])).map_err(Error::kernel("list", what))
     };
     let mut found = BTreeMap::new();
-    for (_, payload) in read("interfaces", libc::RTM_GETLINK, LINK)? {
-        if let Some(interface) = link(&payload)? {
+    for message in read("interfaces", libc::RTM_GETLINK, LINK)? {
+        if let Some(interface) = link(&message)? {
             found.insert(interface.index, interface);
         }
     }
-    for (_, payload) in read("addresses", libc::RTM_GETADDR, ADDRESS)? {
-        if let Some((index, prefix)) = address(&payload)
+    for message in read("addresses", libc::RTM_GETADDR, ADDRESS)? {
+        if let Some((index, prefix)) = address(&message)
             && let Some(interface) = found.get_mut(&index)
         {
             interface.addresses.push(prefix);
         }
     }
-    for (_, payload) in read("routes", libc::RTM_GETROUTE, ROUTE)? {
-        if let Some((index, route)) = route(&payload)
+    for message in read("routes", libc::RTM_GETROUTE, ROUTE)? {
+        if let Some((index, route)) = route(&message)
             && let Some(interface) = found.get_mut(&index)
         {
             interface.routes.push(route);
         }
     }
-    for (_, payload) in read("neighbours", libc::RTM_GETNEIGH, NEIGHBOUR)? {
-        if let Some((index, neighbour)) = neighbour(&payload)
+    for message in read("neighbours", libc::RTM_GETNEIGH, NEIGHBOUR)? {
+        if let Some((index, neighbour)) = neighbour(&message)
             && let Some(interface) = found.get_mut(&index)
         {
             interface.neighbours.push(neighbour);
@@ -71,10 +72,10 @@ fn read() -> Result<Vec<Interface>> {
 }
 
 /// An interface to mirror, if it is one.
-fn link(payload: &[u8]) -> Result<Option<Interface>> {
-    let kind = u16_at(payload, 2).unwrap_or_default();
-    let index = u32_at(payload, 4).unwrap_or_default();
-    let flags = u32_at(payload, 8).unwrap_or_default().cast_signed();
+fn link(message: &Message) -> Result<Option<Interface>> {
+    let kind = u16_at(&message.body, 2).unwrap_or_default();
+    let index = u32_at(&message.body, 4).unwrap_or_default();
+    let flags = u32_at(&message.body, 8).unwrap_or_default().cast_signed();
     let mut interface = Interface {
         name: String::new(),
         index,
@@ -86,14 +87,17 @@ fn link(payload: &[u8]) -> Result<Option<Interface>> {
         neighbours: Vec::new(),
     };
     let (mut driver, mut mac, mut enslaved) = (String::new(), None, false);
-    for (attribute, value) in after(payload, LINK) {
+    for (attribute, value) in message.attributes(LINK) {
         match attribute {
             libc::IFLA_IFNAME => interface.name = name(value),
             libc::IFLA_ADDRESS => mac = value.try_into().ok(),
             libc::IFLA_MTU => interface.mtu = u32_at(value, 0).unwrap_or_default(),
             libc::IFLA_MASTER => enslaved = true,
             libc::IFLA_LINKINFO => {
-                driver = attributes(value).find(|a| a.0 == INFO_KIND).map(|a| name(a.1)).unwrap_or_default();
+                driver = Attributes::after(value, 0)
+                    .find(|a| a.0 == INFO_KIND)
+                    .map(|a| name(a.1))
+                    .unwrap_or_default();
             }
             _ => {}
         }
@@ -112,11 +116,11 @@ fn link(payload: &[u8]) -> Result<Option<Interface>> {
     }
 }
 
-fn address(payload: &[u8]) -> Option<(u32, Prefix)> {
-    let length = *payload.get(1)?;
-    let index = u32_at(payload, 4)?;
-    let (mut local, mut remote, mut flags) = (None, None, u32::from(*payload.get(2)?));
-    for (attribute, value) in after(payload, ADDRESS) {
+fn address(message: &Message) -> Option<(u32, Prefix)> {
+    let length = *message.body.get(1)?;
+    let index = u32_at(&message.body, 4)?;
+    let (mut local, mut remote, mut flags) = (None, None, u32::from(*message.body.get(2)?));
+    for (attribute, value) in message.attributes(ADDRESS) {
         match attribute {
             libc::IFA_LOCAL => local = ip(value),
             // The other end of a point-to-point address; without one, the address itself.
@@ -130,9 +134,9 @@ fn address(payload: &[u8]) -> Option<(u32, Prefix)> {
     usable.then_some((index, Prefix { address, length }))
 }
 
-fn route(payload: &[u8]) -> Option<(u32, Route)> {
-    let [family, length, _, _, table, _, scope, kind] = *payload.first_chunk()?;
-    let mut flags = u32_at(payload, 8)?;
+fn route(message: &Message) -> Option<(u32, Route)> {
+    let [family, length, _, _, table, _, scope, kind] = *message.body.first_chunk()?;
+    let mut flags = u32_at(&message.body, 8)?;
     if kind != libc::RTN_UNICAST || flags & libc::RTM_F_CLONED != 0 {
         return None;
     }
@@ -151,7 +155,7 @@ fn route(payload: &[u8]) -> Option<(u32, Route)> {
         on_link: false,
     };
     let mut index = None;
-    for (attribute, value) in after(payload, ROUTE) {
+    for (attribute, value) in message.attributes(ROUTE) {
         match attribute {
             libc::RTA_TABLE => table = u32_at(value, 0)?,
             libc::RTA_DST => route.destination.address = ip(value)?,
@@ -164,7 +168,8 @@ fn route(payload: &[u8]) -> Option<(u32, Route)> {
                 let hop = value.get(..usize::from(u16_at(value, 0)?))?;
                 flags |= u32::from(*hop.get(2)?);
                 index = u32_at(hop, 4);
-                route.gateway = after(hop, NEXT_HOP).find_map(|(kind, value)| gateway(kind, value));
+                route.gateway =
+                    Attributes::after(hop, NEXT_HOP).find_map(|(kind, value)| gateway(kind, value));
                 tracing::warn!(destination = ?route.destination, "only the first next hop of a route is mirrored");
             }
             _ => {}
@@ -185,15 +190,15 @@ fn gateway(attribute: u16, value: &[u8]) -> Option<IpAddr> {
     }
 }
 
-fn neighbour(payload: &[u8]) -> Option<(u32, Neighbour)> {
-    let index = u32_at(payload, 4)?;
-    let state = u16_at(payload, 8)?;
-    let flags = *payload.get(10)?;
+fn neighbour(message: &Message) -> Option<(u32, Neighbour)> {
+    let index = u32_at(&message.body, 4)?;
+    let state = u16_at(&message.body, 8)?;
+    let flags = *message.body.get(10)?;
     if state & libc::NUD_PERMANENT == 0 || flags & libc::NTF_PROXY != 0 {
         return None;
     }
     let (mut address, mut mac) = (None, None);
-    for (attribute, value) in after(payload, NEIGHBOUR) {
+    for (attribute, value) in message.attributes(NEIGHBOUR) {
         match attribute {
             libc::NDA_DST => address = ip(value),
             libc::NDA_LLADDR => mac = value.try_into().ok(),
@@ -217,10 +222,8 @@ fn ip(value: &[u8]) -> Option<IpAddr> {
 }
 
 /// The index of an interface of this thread's namespace, by name.
-pub(crate) fn index_of(socket: &mut Socket, wanted: &str) -> io::Result<Option<u32>> {
-    let links = socket.dump(libc::RTM_GETLINK, &[0; LINK])?;
-    let found = links.iter().find(|(_, payload)| {
-        after(payload, LINK).any(|(kind, value)| kind == libc::IFLA_IFNAME && name(value) == wanted)
-    });
-    Ok(found.and_then(|(_, payload)| u32_at(payload, 4)))
+pub(crate) fn index_of(netlink: &mut Netlink, wanted: &str) -> io::Result<Option<u32>> {
+    let links = netlink.dump(Request::new(libc::RTM_GETLINK, 0, &[0; LINK]))?;
+    let found = links.iter().find(|link| name(link.attribute(LINK, libc::IFLA_IFNAME)) == wanted);
+    Ok(found.and_then(|link| u32_at(&link.body, 4)))
 }

@@ -17,7 +17,6 @@ mod forward;
 mod inspect;
 mod interface;
 mod mirror;
-mod netlink;
 mod netns;
 mod nft;
 mod relay;

@@ -7,9 +7,10 @@
 use std::io;
 use std::os::fd::OwnedFd;
 
+use cloister_netlink::{Netlink, Request, Result as Answer};
+
 use crate::inspect::index_of;
 use crate::interface::Interface;
-use crate::netlink::{Message, Socket};
 use crate::tap;
 use crate::{Error, Netns, Result};
 
@@ -44,16 +45,16 @@ const NO_ADDRESS: u8 = 1;
 pub async fn mirror(netns: &Netns, interfaces: &[Interface]) -> Result<Vec<OwnedFd>> {
     let interfaces = interfaces.to_vec();
     let work = move || {
-        let mut socket = route_socket()?;
+        let mut netlink = open()?;
         let mut taps = Vec::with_capacity(interfaces.len());
         for interface in &interfaces {
-            take_apart(&mut socket, interface)?;
-            match join(&mut socket, interface) {
+            take_apart(&mut netlink, interface)?;
+            match join(&mut netlink, interface) {
                 Ok(tap) => taps.push(tap),
                 Err(error) => {
                     for done in &interfaces {
                         // The first error is the one to report.
-                        let _ = take_apart(&mut socket, done);
+                        let _ = take_apart(&mut netlink, done);
                     }
                     return Err(error);
                 }
@@ -71,78 +72,79 @@ pub async fn mirror(netns: &Netns, interfaces: &[Interface]) -> Result<Vec<Owned
 pub async fn remove(netns: &Netns, interfaces: &[Interface]) -> Result<()> {
     let interfaces = interfaces.to_vec();
     let work = move || {
-        let mut socket = route_socket()?;
-        interfaces.iter().try_for_each(|interface| take_apart(&mut socket, interface))
+        let mut netlink = open()?;
+        interfaces.iter().try_for_each(|interface| take_apart(&mut netlink, interface))
     };
     netns.run(work).await
 }
 
-fn route_socket() -> Result<Socket> {
-    Socket::route().map_err(Error::kernel("open", "a netlink socket"))
+fn open() -> Result<Netlink> {
+    Netlink::route().map_err(Error::kernel("open", "a netlink socket"))
 }
 
-fn join(socket: &mut Socket, interface: &Interface) -> Result<OwnedFd> {
+fn join(netlink: &mut Netlink, interface: &Interface) -> Result<OwnedFd> {
     let tap = &interface.tap;
     let fd = tap::create(tap).map_err(Error::kernel("make tap", tap))?;
-    let index = index_of(socket, tap).map_err(Error::kernel("find tap", tap))?;
+    let index = index_of(netlink, tap).map_err(Error::kernel("find tap", tap))?;
     let index = index.ok_or(io::ErrorKind::NotFound).map_err(Error::kernel("find tap", tap))?;
     // Before it is up, so that it never has an address, or speaks.
-    let quiet = |m: Message| m.nest(libc::AF_INET6 as u16, |m| m.with(ADDRESS_GENERATION, &[NO_ADDRESS]));
-    match socket.request(set_link(index, 0).nest(libc::IFLA_AF_SPEC, quiet)) {
+    let quiet =
+        |request: Request| request.nest(libc::AF_INET6 as u16, |m| m.with(ADDRESS_GENERATION, &[NO_ADDRESS]));
+    match netlink.change(set_link(index, 0).nest(libc::IFLA_AF_SPEC, quiet)) {
         // The kernel has no IPv6, or it is off.
-        Err(e) if matches!(e.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EINVAL)) => {}
+        Err(e) if e.is(libc::EAFNOSUPPORT) || e.is(libc::EINVAL) => {}
         other => other.map_err(Error::kernel("silence tap", tap))?,
     }
     let up = set_link(index, libc::IFF_UP).with(libc::IFLA_MTU, &interface.mtu.to_ne_bytes());
-    socket.request(up).map_err(Error::kernel("bring up tap", tap))?;
+    netlink.change(up).map_err(Error::kernel("bring up tap", tap))?;
     for (from, to, name) in [(interface.index, index, &interface.name), (index, interface.index, tap)] {
-        match socket.request(ingress(libc::RTM_NEWQDISC, libc::NLM_F_CREATE | libc::NLM_F_EXCL, from)) {
+        match netlink.change(ingress(libc::RTM_NEWQDISC, libc::NLM_F_CREATE | libc::NLM_F_EXCL, from)) {
             // A `clsact` of somebody else carries our filter as well.
-            Err(e) if e.raw_os_error() == Some(libc::EEXIST) => {}
+            Err(e) if e.is(libc::EEXIST) => {}
             other => other.map_err(Error::kernel("add a queueing discipline to", name))?,
         }
-        socket.request(redirect(from, to)).map_err(Error::kernel("redirect the traffic of", name))?;
+        netlink.change(redirect(from, to)).map_err(Error::kernel("redirect the traffic of", name))?;
     }
     Ok(fd)
 }
 
-fn take_apart(socket: &mut Socket, interface: &Interface) -> Result<()> {
-    let gone = |outcome: io::Result<()>| match outcome {
+fn take_apart(netlink: &mut Netlink, interface: &Interface) -> Result<()> {
+    let gone = |outcome: Answer<()>| match outcome {
         // EINVAL: there is no such discipline, or it is another's.
-        Err(e) if matches!(e.raw_os_error(), Some(libc::ENODEV | libc::ENOENT | libc::EINVAL)) => Ok(()),
+        Err(e) if [libc::ENODEV, libc::ENOENT, libc::EINVAL].iter().any(|&errno| e.is(errno)) => Ok(()),
         other => other,
     };
     let filter = traffic(libc::RTM_DELTFILTER, 0, interface.index, 0, INGRESS_FILTERS, FILTER_INFO);
-    gone(socket.request(filter)).map_err(Error::kernel("end the redirection of", &interface.name))?;
-    gone(socket.request(ingress(libc::RTM_DELQDISC, 0, interface.index)))
+    gone(netlink.change(filter)).map_err(Error::kernel("end the redirection of", &interface.name))?;
+    gone(netlink.change(ingress(libc::RTM_DELQDISC, 0, interface.index)))
         .map_err(Error::kernel("remove the queueing discipline of", &interface.name))?;
-    let link = Message::new(libc::RTM_DELLINK, 0, &[0; 16]).with_name(libc::IFLA_IFNAME, &interface.tap);
-    gone(socket.request(link)).map_err(Error::kernel("remove tap", &interface.tap))
+    let link = Request::new(libc::RTM_DELLINK, 0, &[0; 16]).with_name(libc::IFLA_IFNAME, &interface.tap);
+    gone(netlink.change(link)).map_err(Error::kernel("remove tap", &interface.tap))
 }
 
 /// `RTM_NEWLINK` with an `ifinfomsg` that turns `flags` on.
-fn set_link(index: u32, flags: libc::c_int) -> Message {
+fn set_link(index: u32, flags: libc::c_int) -> Request {
     let mut header = [0; 16];
     let fields = [index, flags.cast_unsigned(), flags.cast_unsigned()];
     for (place, field) in header.chunks_exact_mut(4).skip(1).zip(fields) {
         place.copy_from_slice(&field.to_ne_bytes());
     }
-    Message::new(libc::RTM_NEWLINK, 0, &header)
+    Request::new(libc::RTM_NEWLINK, 0, &header)
 }
 
-/// A message about traffic control, with its `tcmsg`.
-fn traffic(kind: u16, flags: libc::c_int, index: u32, handle: u32, parent: u32, info: u32) -> Message {
+/// A request about traffic control, with its `tcmsg`.
+fn traffic(kind: u16, flags: libc::c_int, index: u32, handle: u32, parent: u32, info: u32) -> Request {
     let header: Vec<u8> =
         [0, index, handle, parent, info].iter().flat_map(|field| field.to_ne_bytes()).collect();
-    Message::new(kind, flags, &header)
+    Request::new(kind, flags, &header)
 }
 
-fn ingress(kind: u16, flags: libc::c_int, index: u32) -> Message {
+fn ingress(kind: u16, flags: libc::c_int, index: u32) -> Request {
     traffic(kind, flags, index, INGRESS_HANDLE, INGRESS, 0).with_name(libc::TCA_KIND, "ingress")
 }
 
 /// A filter that takes every frame arriving at `from` and sends it by `to`.
-fn redirect(from: u32, to: u32) -> Message {
+fn redirect(from: u32, to: u32) -> Request {
     // `tc_u32_sel`: one key, whose mask of zero matches everything.
     let mut selector = [0; 16 + 16];
     selector[0] = TERMINAL;

@@ -6,7 +6,7 @@
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use crate::netlink::{Message, Socket};
+use cloister_netlink::{Netlink, Request};
 
 const TABLE: &str = "cloister";
 const CHAIN: &str = "output";
@@ -23,7 +23,7 @@ const DESTINATION_NAT: i32 = -100;
 /// The rules, as long as this is kept.
 #[derive(Debug)]
 pub(crate) struct Rules {
-    _owner: Socket,
+    _owner: Netlink,
 }
 
 /// A destination and where it begins in the network header.
@@ -37,13 +37,13 @@ struct Destination<'a> {
 impl Rules {
     /// Redirects TCP to 127.0.0.0/8 and to ::1 to these ports of the same loopback.
     pub fn install(v4: u16, v6: Option<u16>) -> io::Result<Self> {
-        let mut socket = Socket::netfilter()?;
+        let mut netlink = Netlink::netfilter()?;
         let mut batch = vec![
-            Message::plain(libc::NFNL_MSG_BATCH_BEGIN as u16, 0, &batch_header()),
-            message(libc::NFT_MSG_NEWTABLE, libc::NLM_F_CREATE | libc::NLM_F_EXCL)
+            Request::new(libc::NFNL_MSG_BATCH_BEGIN as u16, 0, &batch_header()),
+            request(libc::NFT_MSG_NEWTABLE, libc::NLM_F_CREATE | libc::NLM_F_EXCL)
                 .with_name(1, TABLE)
                 .with(2, &OWNER.to_be_bytes()),
-            message(libc::NFT_MSG_NEWCHAIN, libc::NLM_F_CREATE)
+            request(libc::NFT_MSG_NEWCHAIN, libc::NLM_F_CREATE)
                 .with_name(1, TABLE)
                 .with_name(3, CHAIN)
                 .nest(4, |m| m.with(1, &LOCAL_OUT.to_be_bytes()).with(2, &DESTINATION_NAT.to_be_bytes()))
@@ -63,9 +63,9 @@ impl Rules {
                 port,
             ));
         }
-        batch.push(Message::plain(libc::NFNL_MSG_BATCH_END as u16, 0, &batch_header()));
-        socket.batch(batch)?;
-        Ok(Self { _owner: socket })
+        batch.push(Request::new(libc::NFNL_MSG_BATCH_END as u16, 0, &batch_header()));
+        netlink.batch(batch)?;
+        Ok(Self { _owner: netlink })
     }
 }
 
@@ -74,14 +74,14 @@ fn batch_header() -> [u8; 4] {
     [0, 0, 0, libc::NFNL_SUBSYS_NFTABLES as u8]
 }
 
-fn message(kind: libc::c_int, flags: libc::c_int) -> Message {
-    Message::new(((libc::NFNL_SUBSYS_NFTABLES << 8) | kind) as u16, flags, &[INET, 0, 0, 0])
+fn request(kind: libc::c_int, flags: libc::c_int) -> Request {
+    Request::new(((libc::NFNL_SUBSYS_NFTABLES << 8) | kind) as u16, flags, &[INET, 0, 0, 0]).acknowledged()
 }
 
 /// `meta nfproto F meta l4proto tcp DESTINATION redirect to :PORT`
-fn rule(destination: &Destination<'_>, port: u16) -> Message {
+fn rule(destination: &Destination<'_>, port: u16) -> Request {
     let length = (destination.mask.len() as u32).to_be_bytes();
-    message(libc::NFT_MSG_NEWRULE, libc::NLM_F_CREATE | libc::NLM_F_APPEND)
+    request(libc::NFT_MSG_NEWRULE, libc::NLM_F_CREATE | libc::NLM_F_APPEND)
         .with_name(1, TABLE)
         .with_name(2, CHAIN)
         .nest(4, |m| {
@@ -111,17 +111,17 @@ fn rule(destination: &Destination<'_>, port: u16) -> Message {
 /// `NFT_REG_1`, the one register used.
 const REGISTER: [u8; 4] = (libc::NFT_REG_1 as u32).to_be_bytes();
 
-fn meta_is(m: Message, key: libc::c_int, value: u8) -> Message {
+fn meta_is(m: Request, key: libc::c_int, value: u8) -> Request {
     let m = expression(m, "meta", |m| m.with(1, &REGISTER).with(2, &key.cast_unsigned().to_be_bytes()));
     equals(m, &[value])
 }
 
 /// `cmp`, operation `NFT_CMP_EQ`.
-fn equals(m: Message, value: &[u8]) -> Message {
+fn equals(m: Request, value: &[u8]) -> Request {
     expression(m, "cmp", |m| m.with(1, &REGISTER).with(2, &[0; 4]).nest(3, |m| m.with(1, value)))
 }
 
 /// `NFTA_LIST_ELEM` with `NFTA_EXPR_NAME` and `NFTA_EXPR_DATA`.
-fn expression(m: Message, name: &str, data: impl FnOnce(Message) -> Message) -> Message {
+fn expression(m: Request, name: &str, data: impl FnOnce(Request) -> Request) -> Request {
     m.nest(1, |m| m.with_name(1, name).nest(2, data))
 }

@@ -1,11 +1,9 @@
 //! Addresses of an interface.
 
-use std::io;
-
+use cloister_netlink::{Message, Netlink, Request, Result, u32_at};
 use cloister_protocol::v1::Prefix;
 
 use super::family;
-use crate::netlink::{Message, Netlink, Request};
 
 /// Bytes of `struct ifaddrmsg`.
 const FIXED: usize = 8;
@@ -18,7 +16,7 @@ struct Address {
 }
 
 /// Makes the interface's addresses these and no others, link-local ones that the kernel made excepted.
-pub fn set(netlink: &mut Netlink, index: u32, wanted: &[Prefix]) -> io::Result<()> {
+pub fn set(netlink: &mut Netlink, index: u32, wanted: &[Prefix]) -> Result<()> {
     let wanted: Vec<Address> = wanted
         .iter()
         .map(|prefix| Address {
@@ -40,9 +38,10 @@ pub fn set(netlink: &mut Netlink, index: u32, wanted: &[Prefix]) -> io::Result<(
     Ok(())
 }
 
-fn list(netlink: &mut Netlink, index: u32) -> io::Result<Vec<Address>> {
+fn list(netlink: &mut Netlink, index: u32) -> Result<Vec<Address>> {
     let messages = netlink.dump(Request::new(libc::RTM_GETADDR, 0, &[0; FIXED]))?;
-    let own = |message: &&Message| message.kind == libc::RTM_NEWADDR && message.number(4) == index;
+    let own =
+        |message: &&Message| message.kind == libc::RTM_NEWADDR && u32_at(&message.body, 4) == Some(index);
     Ok(messages.iter().filter(own).map(read).collect())
 }
 

@@ -1,13 +1,11 @@
 //! Interfaces: found by hardware address, renamed, sized, brought up.
 
 use std::fs;
-use std::io;
 
+use cloister_netlink::{Message, Netlink, Request, Result as Answer, name, u32_at};
 use cloister_protocol::v1;
-use rustix::io::Errno;
 
 use crate::error::{Context, Result};
-use crate::netlink::{Message, Netlink, Request};
 use crate::rootfs::wait_for;
 
 /// Bytes of `struct ifinfomsg`.
@@ -43,12 +41,12 @@ pub fn prepare(netlink: &mut Netlink, wanted: &v1::Interface) -> Result<u32> {
 }
 
 /// Brings an interface up.
-pub fn up(netlink: &mut Netlink, index: u32) -> io::Result<()> {
+pub fn up(netlink: &mut Netlink, index: u32) -> Answer<()> {
     netlink.change(Request::new(libc::RTM_NEWLINK, 0, &info(index, libc::IFF_UP as u32)))
 }
 
 /// Another interface that has the name gets one that nobody asks for.
-fn make_way(netlink: &mut Netlink, name: &str) -> io::Result<()> {
+fn make_way(netlink: &mut Netlink, name: &str) -> Answer<()> {
     match list(netlink)?.into_iter().find(|link| link.name == name) {
         Some(holder) => rename(netlink, holder.index, &format!("was{}", holder.index)),
         None => Ok(()),
@@ -56,12 +54,10 @@ fn make_way(netlink: &mut Netlink, name: &str) -> io::Result<()> {
 }
 
 /// Older kernels rename only what is down.
-fn rename(netlink: &mut Netlink, index: u32, name: &str) -> io::Result<()> {
-    let mut bytes = name.as_bytes().to_vec();
-    bytes.push(0);
-    let request = || change(index).with(libc::IFLA_IFNAME, &bytes);
+fn rename(netlink: &mut Netlink, index: u32, name: &str) -> Answer<()> {
+    let request = || change(index).with_name(libc::IFLA_IFNAME, name);
     match netlink.change(request()) {
-        Err(e) if e.raw_os_error() == Some(Errno::BUSY.raw_os_error()) => {
+        Err(e) if e.is(libc::EBUSY) => {
             netlink.change(Request::new(libc::RTM_NEWLINK, 0, &info(index, 0)))?;
             netlink.change(request())
         }
@@ -84,16 +80,15 @@ fn info(index: u32, flags: u32) -> [u8; FIXED] {
     fixed
 }
 
-fn list(netlink: &mut Netlink) -> io::Result<Vec<Link>> {
+fn list(netlink: &mut Netlink) -> Answer<Vec<Link>> {
     let messages = netlink.dump(Request::new(libc::RTM_GETLINK, 0, &[0; FIXED]))?;
     Ok(messages.iter().filter(|message| message.kind == libc::RTM_NEWLINK).map(read).collect())
 }
 
 fn read(message: &Message) -> Link {
-    let name = message.attribute(FIXED, libc::IFLA_IFNAME);
     Link {
-        index: message.number(4),
-        name: String::from_utf8_lossy(name.strip_suffix(&[0]).unwrap_or(name)).into_owned(),
+        index: u32_at(&message.body, 4).unwrap_or_default(),
+        name: name(message.attribute(FIXED, libc::IFLA_IFNAME)),
         mac: message.attribute(FIXED, libc::IFLA_ADDRESS).to_vec(),
     }
 }

@@ -8,10 +8,10 @@ mod route;
 use std::collections::HashMap;
 use std::sync::Mutex;
 
+use cloister_netlink::Netlink;
 use cloister_protocol::{limits, v1};
 
 use crate::error::{Context, Error, Result, lock};
-use crate::netlink::Netlink;
 
 /// One change at a time.
 static TURN: Mutex<()> = Mutex::new(());
@@ -23,7 +23,7 @@ static TURN: Mutex<()> = Mutex::new(());
 pub fn configure(request: &v1::ConfigureNetworkRequest) -> Result<()> {
     check(request)?;
     let _turn = lock(&TURN);
-    let mut netlink = Netlink::open().context(|| "open a netlink socket".into())?;
+    let mut netlink = Netlink::route().context(|| "open a netlink socket".into())?;
     let mut indexes = HashMap::new();
     for interface in &request.interfaces {
         indexes.insert(interface.name.as_str(), link::prepare(&mut netlink, interface)?);

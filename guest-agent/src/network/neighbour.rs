@@ -1,17 +1,15 @@
 //! Neighbours that the host knows and the guest need not ask for.
 
-use std::io;
-
+use cloister_netlink::{Message, Netlink, Request, Result, u16_at, u32_at};
 use cloister_protocol::v1;
 
 use super::family;
-use crate::netlink::{Message, Netlink, Request};
 
 /// Bytes of `struct ndmsg`.
 const FIXED: usize = 12;
 
 /// Makes the interface's permanent neighbours these and no others.
-pub fn set(netlink: &mut Netlink, index: u32, wanted: &[&v1::Neighbour]) -> io::Result<()> {
+pub fn set(netlink: &mut Netlink, index: u32, wanted: &[&v1::Neighbour]) -> Result<()> {
     let messages = netlink.dump(Request::new(libc::RTM_GETNEIGH, 0, &[0; FIXED]))?;
     for message in messages.iter().filter(|message| is_permanent(message, index)) {
         let address = message.attribute(FIXED, libc::NDA_DST);
@@ -28,10 +26,10 @@ pub fn set(netlink: &mut Netlink, index: u32, wanted: &[&v1::Neighbour]) -> io::
 }
 
 fn is_permanent(message: &Message, index: u32) -> bool {
-    let [family, .., s0, s1, _, _] = message.body[..FIXED.min(message.body.len())] else { return false };
+    let family = message.body.first().copied().unwrap_or_default();
     let of_ip = [libc::AF_INET, libc::AF_INET6].contains(&i32::from(family));
-    let permanent = u16::from_ne_bytes([s0, s1]) == libc::NUD_PERMANENT;
-    message.kind == libc::RTM_NEWNEIGH && of_ip && permanent && message.number(4) == index
+    let permanent = u16_at(&message.body, 8) == Some(libc::NUD_PERMANENT);
+    message.kind == libc::RTM_NEWNEIGH && of_ip && permanent && u32_at(&message.body, 4) == Some(index)
 }
 
 fn request(kind: u16, flags: i32, index: u32, address: &[u8]) -> Request {

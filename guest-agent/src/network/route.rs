@@ -1,10 +1,7 @@
 //! Routes of an interface, in the main table.
 
-use std::io;
-
+use cloister_netlink::{Message, Netlink, Request, Result, u32_at};
 use cloister_protocol::v1;
-
-use crate::netlink::{Message, Netlink, Request};
 
 /// Bytes of `struct rtmsg`.
 const FIXED: usize = 12;
@@ -31,7 +28,7 @@ struct Route {
 }
 
 /// Makes the interface's routes these and no others; those that the kernel makes itself are left to it.
-pub fn set(netlink: &mut Netlink, index: u32, wanted: &[&v1::Route]) -> io::Result<()> {
+pub fn set(netlink: &mut Netlink, index: u32, wanted: &[&v1::Route]) -> Result<()> {
     let mut wanted: Vec<Route> = wanted.iter().map(|route| Route::wanted(route)).collect();
     // A gateway must be reachable when its route is made.
     wanted.sort_by_key(|route| !route.gateway.is_empty());
@@ -39,7 +36,7 @@ pub fn set(netlink: &mut Netlink, index: u32, wanted: &[&v1::Route]) -> io::Resu
     for (route, kernel) in &present {
         if !kernel && !wanted.contains(route) {
             match netlink.change(route.request(libc::RTM_DELROUTE, 0, index)) {
-                Err(e) if e.raw_os_error() == Some(libc::ESRCH) => {} // went with its address
+                Err(e) if e.is(libc::ESRCH) => {} // went with its address
                 other => other?,
             }
         }
@@ -51,7 +48,7 @@ pub fn set(netlink: &mut Netlink, index: u32, wanted: &[&v1::Route]) -> io::Resu
 }
 
 /// The unicast routes of the main table, and whether the kernel made them.
-fn list(netlink: &mut Netlink, index: u32) -> io::Result<Vec<(Route, bool)>> {
+fn list(netlink: &mut Netlink, index: u32) -> Result<Vec<(Route, bool)>> {
     let messages = netlink.dump(Request::new(libc::RTM_GETROUTE, 0, &[0; FIXED]))?;
     let own = |message: &&Message| {
         let oif = message.attribute(FIXED, libc::RTA_OIF);
@@ -94,9 +91,9 @@ impl Route {
             length,
             gateway: attribute(libc::RTA_GATEWAY),
             source: attribute(libc::RTA_PREFSRC),
-            metric: metric.first_chunk().map_or(0, |bytes| u32::from_ne_bytes(*bytes)),
+            metric: u32_at(metric, 0).unwrap_or_default(),
             scope: if i32::from(family) == libc::AF_INET6 { 0 } else { scope },
-            on_link: message.number(8) & ON_LINK != 0,
+            on_link: u32_at(&message.body, 8)? & ON_LINK != 0,
         };
         // Router advertisements are the kernel's business too.
         Some((route, matches!(protocol, libc::RTPROT_KERNEL | 9 /* RTPROT_RA */)))
@@ -170,8 +167,7 @@ mod tests {
         };
         let default = v1::Route { family: 6, gateway: vec![0xfe; 16], ..v1::Route::default() };
         for route in [Route::wanted(&asked), Route::wanted(&default)] {
-            let bytes = route.request(libc::RTM_NEWROUTE, 0, 3).into_body();
-            let message = Message { kind: libc::RTM_NEWROUTE, sequence: 0, body: bytes };
+            let message = route.request(libc::RTM_NEWROUTE, 0, 3).into_message().unwrap();
             assert_eq!(Route::read(&message), Some((route, false)));
         }
     }
