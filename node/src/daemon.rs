@@ -14,7 +14,7 @@ use crate::blocking;
 use crate::config::Config;
 use crate::containerd::Containerd;
 use crate::differ::convert::Converter;
-use crate::metrics::{self, Counters, Page};
+use crate::metrics::{self, Counters, Page, Pods};
 use crate::mounts::Mounts;
 use crate::mounts::host::HostMounts;
 use crate::route::Either;
@@ -45,7 +45,8 @@ pub async fn run(config: Config) -> Result<()> {
     let differ = differ::service::Service::new(state.clone(), converter, counters.clone());
     let services = Either(SnapshotsServer::new(snapshotter), DiffServer::new(differ));
     let grpc = Server::builder().serve_with_incoming(services, UnixListenerStream::new(listener));
-    let page = Arc::new(Page { counters, state, pods: config.pods, pod_labels: config.pod_labels });
+    let pods = Pods::open(config.pods, config.pod_labels);
+    let page = Arc::new(Page { counters, state, pods });
     let metrics = async {
         match &config.metrics {
             Some(address) => metrics::serve(address, page).await,

@@ -21,6 +21,17 @@ pub enum Step {
 }
 
 impl Step {
+    /// Its name, for programs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Vmm => "vmm",
+            Self::Agent => "agent",
+            Self::Devices => "devices",
+            Self::Rootfs => "rootfs",
+            Self::Process => "process",
+        }
+    }
+
     /// What has been reached, for people.
     pub fn describe(self) -> &'static str {
         match self {

@@ -180,6 +180,11 @@ impl Config {
     pub fn folder(&self, namespace: &str, pod: &str) -> PathBuf {
         self.run.join("pods").join(namespace).join(pod)
     }
+
+    /// Where pods that end leave their last figures.
+    pub fn ended(&self) -> PathBuf {
+        self.run.join("ended")
+    }
 }
 
 /// Whether a name may be part of a path.

@@ -29,5 +29,5 @@ pub use error::{Error, Result};
 pub use process::User;
 pub use qemu::Qemu;
 pub use share::Share;
-pub use vmm::{Cause, DeviceId, DiskMetrics, Event, Exit, Metrics, Tap, Vmm};
+pub use vmm::{Cause, DeviceId, DiskMetrics, Event, Exit, Metrics, StreamMetrics, Tap, Vmm};
 pub use vsock::VsockStream;

@@ -98,6 +98,17 @@ pub struct Metrics {
     pub cpu_ms: u64,
     /// Of each disk, in order of its serial.
     pub disks: Vec<DiskMetrics>,
+    /// Of the vsock connections.
+    pub streams: StreamMetrics,
+}
+
+/// Counters of a VM's vsock connections.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+pub struct StreamMetrics {
+    /// Open now; unknown where the kernel carries them.
+    pub open: Option<u64>,
+    /// Opened so far, by either side; where the kernel carries them, by the host.
+    pub opened: u64,
 }
 
 /// Counters of one disk.

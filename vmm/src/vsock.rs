@@ -4,6 +4,7 @@ use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
@@ -12,6 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixStream;
 use tokio::sync::oneshot;
 
+use crate::vmm::StreamMetrics;
 use crate::{Error, Result};
 
 /// Time between two attempts while the guest is starting.
@@ -86,7 +88,11 @@ impl AsyncWrite for VsockStream {
 #[derive(Debug)]
 pub(crate) enum Transport {
     Device(Device),
-    Kernel { cid: u32 },
+    Kernel {
+        cid: u32,
+        /// Connections made.
+        opened: AtomicU64,
+    },
 }
 
 /// QEMU's half of a transport.
@@ -105,7 +111,7 @@ impl Transport {
             Ok(file) => {
                 let fd = OwnedFd::from(file);
                 let cid = claim_cid(&fd)?;
-                Ok((Self::Kernel { cid }, Frontend::Vhost { fd, cid }))
+                Ok((Self::Kernel { cid, opened: AtomicU64::new(0) }, Frontend::Vhost { fd, cid }))
             }
             Err(_) => {
                 let (device, frontend) = Device::pair(cloister_vsock::Config::default())
@@ -130,14 +136,30 @@ impl Transport {
                     .map(|s| VsockStream(Inner::Device(s)))
                     .map_err(Error::os("watch a vsock stream"))
             }
-            Self::Kernel { cid } => {
+            Self::Kernel { cid, opened } => {
                 let connect = tokio_vsock::VsockStream::connect(tokio_vsock::VsockAddr::new(*cid, port));
                 let connected = tokio::time::timeout(limit, connect)
                     .await
                     .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
                 connected
+                    .inspect(|_| {
+                        opened.fetch_add(1, Ordering::Relaxed);
+                    })
                     .map(|s| VsockStream(Inner::Kernel(s)))
                     .map_err(|source| Error::Dial { port, source })
+            }
+        }
+    }
+
+    /// Counts the connections.
+    pub fn metrics(&self) -> StreamMetrics {
+        match self {
+            Self::Device(device) => {
+                let read = device.metrics();
+                StreamMetrics { open: Some(read.connections), opened: read.accepted + read.dialled }
+            }
+            Self::Kernel { opened, .. } => {
+                StreamMetrics { open: None, opened: opened.load(Ordering::Relaxed) }
             }
         }
     }

@@ -1,14 +1,15 @@
 //! What the daemon counts, and one page with that and the pods' own metrics.
 
+mod ledger;
 mod pods;
 mod server;
 mod text;
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use prometheus::{Counter, IntCounter, IntGaugeVec, Opts, Registry, TextEncoder};
 
+pub use pods::Pods;
 pub use server::{Address, serve};
 
 use crate::error::{Error, Result};
@@ -81,10 +82,8 @@ pub struct Page {
     pub counters: Arc<Counters>,
     /// The snapshots, to be counted.
     pub state: Arc<State>,
-    /// Folder of the pods' state.
-    pub pods: PathBuf,
-    /// Whether each pod's series are kept apart.
-    pub pod_labels: bool,
+    /// The pods.
+    pub pods: Pods,
 }
 
 impl Page {
@@ -101,7 +100,7 @@ impl Page {
         let mut page = TextEncoder::new()
             .encode_to_string(&self.counters.registry.gather())
             .map_err(|error| Error::Invalid(format!("metrics: {error}")))?;
-        page.push_str(&pods::collect(&self.pods, self.pod_labels).await);
+        page.push_str(&self.pods.page().await);
         Ok(page)
     }
 }

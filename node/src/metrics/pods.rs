@@ -1,14 +1,18 @@
-//! Collects from the pods' shims: `DIR/NAMESPACE/ID/metrics.sock` each, all at once, within one deadline.
+//! Collects from the pods' shims: `DIR/NAMESPACE/ID/metrics.sock` each, all at once, within one deadline, and what pods that
+//! ended left in the folder `ended` beside DIR.
 
+use std::collections::BTreeSet;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
-use tokio::sync::Semaphore;
+use tokio::sync::{Mutex, Semaphore};
 use tokio::task::JoinSet;
 
+use super::ledger::{Ledger, Seen};
 use super::text::Sum;
 
 /// How long all pods together may take.
@@ -20,44 +24,130 @@ const PARALLEL: usize = 64;
 /// Shims that serve HTTP need it; those that only write do not mind.
 const REQUEST: &[u8] = b"GET /metrics HTTP/1.0\r\n\r\n";
 
+/// The name of the file with the sum of all pods that ended; those of single pods have a dot in theirs.
+const TOTAL: &str = "total";
+/// Most bytes of that file.
+const MAX_TOTAL: u64 = 16 << 20;
+
 struct Pod {
     namespace: String,
     id: String,
     socket: PathBuf,
 }
 
-/// The sum of what the pods say, in Prometheus' text format; pods that do not answer in time are left out.
-pub async fn collect(dir: &Path, pod_labels: bool) -> String {
-    let pods = find(dir);
-    let places = Arc::new(Semaphore::new(PARALLEL));
-    let mut tasks = JoinSet::new();
-    let (found, mut answered) = (pods.len(), 0);
-    for pod in pods {
-        let places = places.clone();
-        tasks.spawn(async move {
-            let _place = places.acquire().await.ok()?;
-            let page = read(&pod.socket).await.ok()?;
-            Some((pod, page))
-        });
+impl Pod {
+    /// A name that no other pod has or had.
+    fn key(&self) -> String {
+        format!("{}.{}", self.namespace, self.id)
     }
-    let mut sum = Sum::default();
-    let all = async {
-        while let Some(done) = tasks.join_next().await {
-            if let Ok(Some((pod, page))) = done {
-                answered += 1;
-                // Names of folders the shim made, but quoted all the same.
-                let labels = pod_labels.then(|| format!("namespace={:?},pod_id={:?}", pod.namespace, pod.id));
-                sum.add(&page, labels.as_deref());
+}
+
+/// The pods of this node, those that ended included.
+#[derive(Debug)]
+pub struct Pods {
+    dir: PathBuf,
+    ended: PathBuf,
+    labels: bool,
+    /// Held during a collection.
+    ledger: Mutex<Ledger>,
+}
+
+impl Pods {
+    /// The pods whose state is below `dir`; with `labels`, each pod's series stay apart and go with the pod.
+    pub fn open(dir: PathBuf, labels: bool) -> Self {
+        let ended = dir.with_file_name("ended");
+        let mut before = Sum::default();
+        before.add(&file(&ended.join(TOTAL), MAX_TOTAL), None);
+        Self { dir, ended, labels, ledger: Mutex::new(Ledger::new(before)) }
+    }
+
+    /// What the pods say, in Prometheus' text format.
+    pub async fn page(&self) -> String {
+        let mut ledger = self.ledger.lock().await;
+        let found = find(&self.dir);
+        let keys: BTreeSet<String> = found.iter().map(Pod::key).collect();
+        let fresh = self.ask(found).await;
+        let answered = fresh.len();
+        // After the living: a pod leaves its last page before its folder goes.
+        let files = self.last_pages();
+        let last = files.iter().map(|path| (name(path), self.parse(&file(path, MAX_PAGE), None))).collect();
+        let head = format!(
+            "# HELP cloister_node_pods Pods with metrics, and those of them that answered\n# TYPE cloister_node_pods gauge\n\
+             cloister_node_pods{{state=\"found\"}} {}\ncloister_node_pods{{state=\"answered\"}} {answered}\n",
+            keys.len()
+        );
+        let settled = ledger.settle(Seen { found: keys, fresh, last });
+        if settled.ended {
+            self.remember(ledger.ended(), &files);
+        }
+        head + &if self.labels { settled.living } else { settled.all }.page()
+    }
+
+    /// Asks the pods; those that do not answer in time are left out.
+    async fn ask(&self, pods: Vec<Pod>) -> Vec<(String, Sum)> {
+        let places = Arc::new(Semaphore::new(PARALLEL));
+        let mut tasks = JoinSet::new();
+        for pod in pods {
+            let places = places.clone();
+            tasks.spawn(async move {
+                let _place = places.acquire().await.ok()?;
+                let page = read(&pod.socket).await.ok()?;
+                Some((pod, page))
+            });
+        }
+        let mut fresh = Vec::new();
+        let all = async {
+            while let Some(done) = tasks.join_next().await {
+                if let Ok(Some((pod, page))) = done {
+                    fresh.push((pod.key(), self.parse(&page, Some(&pod))));
+                }
+            }
+        };
+        // What still runs at the deadline is ended with the set.
+        let _ = tokio::time::timeout(DEADLINE, all).await;
+        fresh
+    }
+
+    fn parse(&self, page: &str, pod: Option<&Pod>) -> Sum {
+        // Names of folders the shim made, but quoted all the same.
+        let labels = pod
+            .filter(|_| self.labels)
+            .map(|pod| format!("namespace={:?},pod_id={:?}", pod.namespace, pod.id));
+        let mut sum = Sum::default();
+        sum.add(page, labels.as_deref());
+        sum
+    }
+
+    /// The files of pods that ended.
+    fn last_pages(&self) -> Vec<PathBuf> {
+        let is_page = |path: &PathBuf| name(path).find('.').is_some_and(|dot| dot > 0);
+        entries(&self.ended).into_iter().filter(is_page).collect()
+    }
+
+    /// Writes down what is known of pods that ended, and only then lets go of their own files.
+    fn remember(&self, total: &Sum, files: &[PathBuf]) {
+        let temporary = self.ended.join(format!(".{TOTAL}"));
+        let written = std::fs::create_dir_all(&self.ended)
+            .and_then(|()| std::fs::write(&temporary, total.page()))
+            .and_then(|()| std::fs::rename(&temporary, self.ended.join(TOTAL)));
+        match written {
+            // One that stays is known by its name.
+            Ok(()) => files.iter().for_each(|path| drop(std::fs::remove_file(path))),
+            Err(error) => {
+                tracing::warn!(%error, folder = %self.ended.display(), "cannot keep the counters of ended pods")
             }
         }
-    };
-    // What still runs at the deadline is ended with the set.
-    let _ = tokio::time::timeout(DEADLINE, all).await;
-    format!(
-        "# HELP cloister_node_pods Pods with metrics, and those of them that answered\n# TYPE cloister_node_pods gauge\n\
-         cloister_node_pods{{state=\"found\"}} {found}\ncloister_node_pods{{state=\"answered\"}} {answered}\n{}",
-        sum.page()
-    )
+    }
+}
+
+/// The beginning of a file; empty when there is none.
+fn file(path: &Path, most: u64) -> String {
+    let mut bytes = Vec::new();
+    if let Ok(file) = std::fs::File::open(path) {
+        // What was read of a file that fails half-way is as good as nothing.
+        let _ = file.take(most).read_to_end(&mut bytes);
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 fn find(dir: &Path) -> Vec<Pod> {
@@ -113,23 +203,40 @@ mod tests {
 
     #[tokio::test]
     async fn pods_that_answer_are_summed_and_others_hold_nothing_up() {
-        let dir = tempfile::tempdir().unwrap();
-        shim(dir.path(), "a", Some("# TYPE cloister_vm gauge\ncloister_vm 1\n"));
-        shim(
-            dir.path(),
-            "b",
-            Some("HTTP/1.0 200 OK\r\nX: y\r\n\r\n# TYPE cloister_vm gauge\ncloister_vm 2\n"),
-        );
-        shim(dir.path(), "stuck", None);
-        std::fs::create_dir_all(dir.path().join("k8s.io/no-socket")).unwrap();
+        let root = tempfile::tempdir().unwrap();
+        let dir = root.path().join("pods");
+        shim(&dir, "a", Some("# TYPE cloister_vm gauge\ncloister_vm 1\n"));
+        shim(&dir, "b", Some("HTTP/1.0 200 OK\r\nX: y\r\n\r\n# TYPE cloister_vm gauge\ncloister_vm 2\n"));
+        shim(&dir, "stuck", None);
+        std::fs::create_dir_all(dir.join("k8s.io/no-socket")).unwrap();
         let start = std::time::Instant::now();
-        let page = collect(dir.path(), false).await;
+        let page = Pods::open(dir, false).page().await;
         assert!(start.elapsed() < DEADLINE * 2);
         assert!(page.contains("\ncloister_vm 3\n"), "{page}");
         assert!(
             page.contains("{state=\"found\"} 3\n") && page.contains("{state=\"answered\"} 2\n"),
             "{page}"
         );
-        assert_eq!(collect(&dir.path().join("nothing"), false).await.lines().count(), 4);
+        assert_eq!(Pods::open(root.path().join("nothing"), false).page().await.lines().count(), 4);
+    }
+
+    #[tokio::test]
+    async fn what_ended_pods_left_is_counted_once_and_survives_the_daemon() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = root.path().join("pods");
+        let ended = root.path().join("ended");
+        std::fs::create_dir_all(&ended).unwrap();
+        let page = "# TYPE cloister_x counter\ncloister_x 4\n# TYPE cloister_g gauge\ncloister_g 1\n";
+        std::fs::write(ended.join("k8s.io.a"), page).unwrap();
+        std::fs::write(ended.join(".k8s.io.b"), page).unwrap();
+        let pods = Pods::open(dir.clone(), false);
+        for _ in 0..2 {
+            let page = pods.page().await;
+            assert!(page.contains("\ncloister_x 4\n") && !page.contains("cloister_g"), "{page}");
+        }
+        assert!(!ended.join("k8s.io.a").exists());
+        std::fs::write(ended.join("k8s.io.b"), page).unwrap();
+        let page = Pods::open(dir, false).page().await;
+        assert!(page.contains("\ncloister_x 8\n"), "{page}");
     }
 }

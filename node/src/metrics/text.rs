@@ -1,28 +1,33 @@
 //! Prometheus' text format from a source that is not trusted, summed over many such sources.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write;
 
 /// Most series kept over all pods.
 const MAX_SERIES: usize = 20_000;
 /// Most bytes of one series' name and labels.
 const MAX_NAME: usize = 512;
+/// Most bytes of a family's explanation.
+const MAX_HELP: usize = 256;
 /// Labels that tell pods apart.
 const POD_LABELS: [&str; 6] = ["namespace", "pod", "pod_id", "pod_uid", "sandbox", "container"];
 
 /// Series summed so far.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub struct Sum {
     /// By family.
     families: BTreeMap<String, Family>,
     series: usize,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 struct Family {
-    kind: Option<&'static str>,
-    /// By full name and labels.
-    series: BTreeMap<String, f64>,
+    kind: &'static str,
+    help: String,
+    /// Full name with labels, and value, in the order in which they came: a histogram's buckets stay sorted.
+    series: Vec<(String, f64)>,
+    /// Where a series is.
+    places: HashMap<String, usize>,
 }
 
 impl Sum {
@@ -30,6 +35,7 @@ impl Sum {
     /// tell pods apart are dropped. Lines that are none of ours or malformed are left out.
     pub fn add(&mut self, page: &str, pod: Option<&str>) {
         let mut kinds: BTreeMap<&str, &'static str> = BTreeMap::new();
+        let mut helps: BTreeMap<&str, &str> = BTreeMap::new();
         for line in page.lines().filter(|line| line.len() <= 2 * MAX_NAME) {
             if let Some(comment) = line.strip_prefix("# TYPE ") {
                 if let Some((name, kind)) = comment.split_once(' ')
@@ -38,15 +44,37 @@ impl Sum {
                 {
                     kinds.insert(name, kind);
                 }
+            } else if let Some(comment) = line.strip_prefix("# HELP ") {
+                helps.extend(comment.split_once(' ').filter(|(_, help)| is_help(help)));
             } else if let Some((name, labels, value)) = parse(line) {
-                self.put(&kinds, name, &labels, value, pod);
+                self.put(&kinds, &helps, name, &labels, value, pod);
             }
         }
+    }
+
+    /// Adds another sum.
+    pub fn merge(&mut self, other: &Self) {
+        for (name, family) in &other.families {
+            for (series, value) in &family.series {
+                self.grow(name, family.kind, &family.help, series, *value);
+            }
+        }
+    }
+
+    /// What only grows, and what is true at one moment only.
+    pub fn split(self) -> (Self, Self) {
+        let (gauges, counters) = self.families.into_iter().partition(|(_, family)| family.kind == "gauge");
+        let of = |families: BTreeMap<String, Family>| {
+            let series = families.values().map(|family| family.series.len()).sum();
+            Self { families, series }
+        };
+        (of(counters), of(gauges))
     }
 
     fn put(
         &mut self,
         kinds: &BTreeMap<&str, &'static str>,
+        helps: &BTreeMap<&str, &str>,
         name: &str,
         labels: &[(&str, &str)],
         value: f64,
@@ -75,15 +103,21 @@ impl Sum {
         if key.len() > MAX_NAME {
             return;
         }
-        let family = self.families.entry(base.to_owned()).or_default();
-        if *family.kind.get_or_insert(kind) != kind {
-            return;
+        self.grow(base, kind, helps.get(base).copied().unwrap_or_default(), &key, value);
+    }
+
+    fn grow(&mut self, name: &str, kind: &'static str, help: &str, key: &str, value: f64) {
+        if !self.families.contains_key(name) {
+            let family = Family { kind, help: help.to_owned(), ..Family::default() };
+            self.families.insert(name.to_owned(), family);
         }
-        if let Some(sum) = family.series.get_mut(&key) {
+        let Some(family) = self.families.get_mut(name).filter(|family| family.kind == kind) else { return };
+        if let Some((_, sum)) = family.places.get(key).and_then(|place| family.series.get_mut(*place)) {
             *sum += value;
         } else if self.series < MAX_SERIES {
             self.series += 1;
-            family.series.insert(key, value);
+            family.places.insert(key.to_owned(), family.series.len());
+            family.series.push((key.to_owned(), value));
         }
     }
 
@@ -91,13 +125,21 @@ impl Sum {
     pub fn page(&self) -> String {
         let mut page = String::new();
         for (name, family) in self.families.iter().filter(|(_, family)| !family.series.is_empty()) {
-            let _ = writeln!(page, "# TYPE {name} {}", family.kind.unwrap_or("untyped"));
+            if !family.help.is_empty() {
+                let _ = writeln!(page, "# HELP {name} {}", family.help);
+            }
+            let _ = writeln!(page, "# TYPE {name} {}", family.kind);
             for (series, value) in &family.series {
                 let _ = writeln!(page, "{series} {value}");
             }
         }
         page
     }
+}
+
+/// Whether an explanation is short, printable and escaped.
+fn is_help(help: &str) -> bool {
+    help.len() <= MAX_HELP && !help.contains(|c: char| c.is_control() || c == '\\')
 }
 
 /// Name, labels with their values still escaped, value.
@@ -162,9 +204,19 @@ mod tests {
         sum.add(&PAGE.replace("\"a\"", "\"b\""), None);
         assert_eq!(
             sum.page(),
-            "# TYPE cloister_h histogram\ncloister_h_bucket{le=\"+Inf\"} 4\ncloister_h_bucket{le=\"1\"} 2\ncloister_h_count 4\n\
-             cloister_h_sum 3\n# TYPE cloister_x counter\ncloister_x{op=\"read\"} 4\n"
+            "# TYPE cloister_h histogram\ncloister_h_bucket{le=\"1\"} 2\ncloister_h_bucket{le=\"+Inf\"} 4\ncloister_h_sum 3\n\
+             cloister_h_count 4\n# HELP cloister_x text\n# TYPE cloister_x counter\ncloister_x{op=\"read\"} 4\n"
         );
+    }
+
+    #[test]
+    fn sums_are_split_and_merged() {
+        let mut sum = Sum::default();
+        sum.add(&format!("{PAGE}# TYPE cloister_g gauge\ncloister_g 5\n"), None);
+        let (counters, gauges) = sum.clone().split();
+        assert_eq!(gauges.page(), "# TYPE cloister_g gauge\ncloister_g 5\n");
+        sum.merge(&counters);
+        assert!(sum.page().contains("cloister_g 5\n") && sum.page().contains("cloister_h_sum 3\n"));
     }
 
     #[test]

@@ -16,6 +16,7 @@ use cloister_protocol::{StreamId, limits, ports, stream, version};
 use hyper_util::rt::TokioIo;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Response, Status};
+use tracing::Instrument;
 
 pub use containers::{Exit, NewContainer, Running, Stdio};
 pub use network::Grown;
@@ -177,16 +178,27 @@ impl Agent {
     }
 }
 
+/// One call, in a span of its own inside that of whatever it is made for.
 async fn call<T>(
     name: &'static str,
     deadline: Duration,
     reply: impl Future<Output = Result<Response<T>, Status>>,
 ) -> Result<T, Error> {
-    match tokio::time::timeout(deadline, reply).await {
-        Ok(Ok(reply)) => Ok(reply.into_inner()),
-        Ok(Err(status)) => Err(Error::call(name, &status)),
-        Err(_) => Err(Error::Deadline { call: name, after: deadline }),
-    }
+    let answered = async {
+        let begun = tokio::time::Instant::now();
+        let result = match tokio::time::timeout(deadline, reply).await {
+            Ok(Ok(reply)) => Ok(reply.into_inner()),
+            Ok(Err(status)) => Err(Error::call(name, &status)),
+            Err(_) => Err(Error::Deadline { call: name, after: deadline }),
+        };
+        let took_ms = begun.elapsed().as_millis();
+        match &result {
+            Ok(_) => tracing::debug!(took_ms, "answered"),
+            Err(error) => tracing::debug!(took_ms, %error, "failed"),
+        }
+        result
+    };
+    answered.instrument(tracing::debug_span!("agent", call = name)).await
 }
 
 /// Nanoseconds since the Unix epoch; 0 for a clock before it.

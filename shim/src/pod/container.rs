@@ -20,6 +20,9 @@ use crate::process::{End, Process};
 use crate::rootfs::{self, Wanted};
 use crate::spec::{self, Limits};
 
+/// containerd's annotation with what the pod calls a container.
+const NAME: &str = "io.kubernetes.cri.container-name";
+
 /// A container that containerd asks for.
 pub struct NewContainer {
     /// Its id.
@@ -167,6 +170,9 @@ impl Pod {
             }
             return Err(failure);
         }
+        if kind != Kind::Sandbox {
+            self.counted.created(options::annotations(&spec).get(NAME).map(String::as_str));
+        }
         self.events.created(&new.id, &new.bundle.display().to_string(), &new.names, self.pid());
         Ok(self.pid())
     }
@@ -261,6 +267,8 @@ impl Pod {
         if container.is_sandbox() || container.kind == Kind::Single {
             self.stop().await;
         } else if let Ok(machine) = self.present() {
+            // Its disks' counters go with it.
+            self.counted.read(&machine).await;
             match machine.sandbox.delete(id).await {
                 Ok(()) => {}
                 // What the guest never had, or a machine that ended meanwhile: nothing is left either way.

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use cloister_network::{Forwarder, Netns};
+use cloister_network::{Forwarder, Interface, Netns};
 use cloister_protocol::ports;
 use cloister_sandbox::{Booting, MachineConfig, Sandbox};
 use tracing::Instrument;
@@ -27,6 +27,8 @@ pub struct Machine {
     pub setup: Setup,
     /// Ends with the machine.
     forwarder: Mutex<Option<Forwarder>>,
+    /// Its namespace and what is mirrored there, to be counted.
+    pub network: Option<(Netns, Vec<Interface>)>,
 }
 
 /// How far the machine has come.
@@ -155,8 +157,8 @@ impl Pod {
         let (named, connected) = tokio::join!(sandbox.while_alive(pod_wide), sandbox.while_alive(connected));
         named?;
         connected?;
-        let forwarder = match netns {
-            Some(netns) => self.forward(&netns, &sandbox).await,
+        let forwarder = match &netns {
+            Some(netns) => self.forward(netns, &sandbox).await,
             None => None,
         };
         let disks = self.config.disks.clone();
@@ -175,6 +177,7 @@ impl Pod {
             size: tokio::sync::Mutex::new(size),
             setup,
             forwarder: Mutex::new(forwarder),
+            network: netns.map(|netns| (netns, interfaces)),
         });
         self.update(|state| state.phase = Phase::Running)?;
         let taken = self.stage.send_if_modified(|stage| {
@@ -263,6 +266,7 @@ impl Pod {
                     tracing::warn!("{error:#}");
                 }
                 drop(machine.forwarder.lock().unwrap_or_else(PoisonError::into_inner).take());
+                self.counted.read(&machine).await;
                 machine.sandbox.stop().await;
             }
             Stage::Gone(reason) => {
@@ -275,8 +279,10 @@ impl Pod {
 
     /// The machine is gone without having been asked.
     pub(super) async fn lost(&self, reason: &str) {
+        let mut booting = true;
         let first = self.stage.send_if_modified(|stage| {
             let first = !matches!(stage, Stage::Gone(_));
+            booting = !matches!(stage, Stage::Running(_));
             if first {
                 *stage = Stage::Gone(reason.to_owned());
             }
@@ -284,6 +290,7 @@ impl Pod {
         });
         if first {
             tracing::error!(reason, "the pod has lost its machine");
+            self.counted.lost(booting);
             self.end_all(255, Some(reason));
         }
     }

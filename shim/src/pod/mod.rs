@@ -20,7 +20,7 @@ pub use self::setup::{Files, Setup, host_network};
 use crate::config::Config;
 use crate::events::Events;
 use crate::failure::{Failure, Result};
-use crate::metrics::Counted;
+use crate::metrics::{Counted, Ending};
 use crate::process::Process;
 use crate::state::{State, StateFile};
 
@@ -132,24 +132,34 @@ impl Pod {
         self.containers().len()
     }
 
+    /// How many of them are not its sandbox.
+    pub fn members(&self) -> usize {
+        self.containers().values().filter(|container| !container.is_sandbox()).count()
+    }
+
     /// A process has ended: told once, to everyone.
-    fn ended(&self, process: &Process, code: u32, reason: Option<&str>) {
+    fn ended(&self, process: &Process, code: u32, ending: Ending, reason: Option<&str>) {
         if process.ended(code, reason)
             && let Some(end) = process.end()
         {
             tracing::info!(container = process.container, exec = process.exec, code, reason, "process ended");
             self.events.exited(&process.container, &process.exec, self.pid(), code, end.at);
+            let of_sandbox = self.container(&process.container).is_ok_and(|c| c.is_sandbox());
+            if process.exec.is_empty() && !of_sandbox {
+                self.counted.exited(ending);
+            }
         }
     }
 
     /// Every process has ended.
     fn end_all(&self, code: u32, reason: Option<&str>) {
+        let ending = if reason.is_some() { Ending::Lost } else { Ending::Stopped };
         let containers: Vec<Arc<Container>> = self.containers().values().cloned().collect();
         // The sandbox's own end comes last, as it would with a process that all others hang on.
         let (sandbox, members): (Vec<_>, Vec<_>) = containers.iter().partition(|c| c.is_sandbox());
         for container in members.into_iter().chain(sandbox) {
             for process in container.all() {
-                self.ended(&process, code, reason);
+                self.ended(&process, code, ending, reason);
             }
         }
     }

@@ -8,6 +8,7 @@ use tracing::Instrument;
 
 use super::{Machine, Pod};
 use crate::failure::{Failure, Result};
+use crate::metrics::Ending;
 use crate::process::{Process, State};
 
 /// How often a broken call for a process's end is made again before the machine counts as lost.
@@ -101,7 +102,12 @@ impl Pod {
             if exit.oom_killed {
                 self.events.out_of_memory(&process.container);
             }
-            self.ended(&process, exit.code.into(), None);
+            let ending = match exit.code {
+                _ if exit.oom_killed => Ending::OutOfMemory,
+                0 => Ending::Completed,
+                _ => Ending::Error,
+            };
+            self.ended(&process, exit.code.into(), ending, None);
         }
         process.close();
         guest.drain().await;

@@ -29,6 +29,7 @@ pub(super) async fn read(vm: &Qemu) -> Result<Metrics> {
         .collect();
     disks.sort_by(|a, b| a.device.cmp(&b.device));
     let proc_dir = PathBuf::from(format!("/proc/{}", vm.process.id()));
+    let streams = vm.vsock.lock().await.as_ref().map(|transport| transport.metrics()).unwrap_or_default();
     // The process may end at any time: then the figures are zero and the next command says why.
     let rollup = std::fs::read_to_string(proc_dir.join("smaps_rollup")).unwrap_or_default();
     let stat = std::fs::read_to_string(proc_dir.join("stat")).unwrap_or_default();
@@ -39,6 +40,7 @@ pub(super) async fn read(vm: &Qemu) -> Result<Metrics> {
         pss: kilobytes(&rollup, "Pss:"),
         cpu_ms: cpu_ms(&stat),
         disks,
+        streams,
     })
 }
 

@@ -1,0 +1,53 @@
+//! The last page of a pod that ends: without it, what happened since the last collection would be lost, the reason of
+//! the end with it.
+
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+use super::Counted;
+
+/// Most pages that wait for `cloister-node`; further ones are not written.
+const WAITING: usize = 256;
+
+/// Leaves the counters of a pod in `folder` under a name that is its namespace and its id.
+///
+/// # Errors
+/// When they can't be written.
+pub fn leave(folder: &Path, namespace: &str, id: &str, counted: &Counted) -> Result<()> {
+    let leave = || -> Result<()> {
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+        if fs::read_dir(folder)?.count() >= WAITING {
+            tracing::debug!("nobody collects metrics");
+            return Ok(());
+        }
+        // Names beginning with a dot are not read.
+        let temporary = folder.join(format!(".{namespace}.{id}"));
+        let mut file =
+            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+        file.write_all(&counted.encode()?)?;
+        fs::rename(&temporary, folder.join(format!("{namespace}.{id}")))?;
+        Ok(())
+    };
+    leave().with_context(|| format!("cannot leave the pod's last figures in {}", folder.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_wait_in_a_bounded_number() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path().join("ended");
+        let counted = Counted::new().unwrap();
+        for id in 0..WAITING + 3 {
+            leave(&folder, "k8s.io", &id.to_string(), &counted).unwrap();
+        }
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), WAITING);
+        assert!(fs::read_to_string(folder.join("k8s.io.7")).unwrap().contains("cloister_pod_"));
+    }
+}
