@@ -160,6 +160,7 @@ erofs_utils
 unpacked containerd-1.7 usr/bin/containerd 'containerd=1.7.*'
 unpacked containerd-2.1 usr/bin/containerd 'containerd=2.1.*'
 unpacked lab-programs usr/sbin/runc 'runc=1.1.5*' 'busybox-static=1:1.35.*' # newer ones need a newer C library
+unpacked promtool usr/bin/promtool 'promtool=2.53.*'
 program virtiofsd 1.13.2
 command -v cargo-nextest >/dev/null || program cargo-nextest 0.9.143
 case ${1:-} in

@@ -136,6 +136,7 @@ impl Containerd {
         command
             .arg("--config")
             .arg(self.root().join("containerd.toml"))
+            .stdin(Stdio::null())
             .env("PATH", path(&[programs, lab_sbin()?, target_dir()?])?)
             .envs(node::environment(self.root()));
         let child = self.spawn_logged(&mut command, "containerd.log")?;
@@ -152,13 +153,14 @@ impl Containerd {
 
     fn spawn_logged(&self, command: &mut Command, log: &str) -> Result<Child> {
         let file = File::options().create(true).append(true).open(self.root().join(log))?;
-        command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
+        command.stdout(file.try_clone()?).stderr(file);
         self.cell.spawn(command)
     }
 
     /// Starts `cloister-node`, which has to be there before containerd asks it.
     pub fn start_node(&self) -> Result<()> {
         let mut command = node::command(self.root())?;
+        command.stdin(Stdio::null());
         let child = self.spawn_logged(&mut command, "node.log")?;
         *lock(&self.node) = Some(child);
         let socket = node::socket(self.root());
@@ -166,6 +168,19 @@ impl Containerd {
             Ok(std::os::unix::net::UnixStream::connect(&socket).ok().map(drop))
         })
         .with_context(|| self.log_tail("node.log", 20))
+    }
+
+    /// Starts `cloister-node` on a socket that somebody else holds, as systemd does.
+    pub fn start_node_on(&self, socket: &std::os::unix::net::UnixListener) -> Result<()> {
+        let direct = node::command(self.root())?;
+        let mut command = Command::new("sh");
+        command
+            .args(["-c", "exec 3<&0 </dev/null; LISTEN_FDS=1 LISTEN_PID=$$ exec \"$@\"", "sh"])
+            .arg(direct.get_program())
+            .args(direct.get_args())
+            .stdin(std::os::fd::OwnedFd::from(socket.try_clone()?));
+        *lock(&self.node) = Some(self.spawn_logged(&mut command, "node.log")?);
+        Ok(())
     }
 
     /// Ends the daemon, kindly or with `kill -9`; pods go on.

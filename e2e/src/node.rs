@@ -1,9 +1,11 @@
 //! What the lab tells the programs under test: `cloister-node`'s command line and the configuration of the shim.
 
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::Result;
+use anyhow::{Context, Result, ensure};
 
 use crate::containerd::target_dir;
 use crate::lab::guest;
@@ -26,6 +28,23 @@ pub fn store(root: &Path) -> PathBuf {
 /// Where the daemon serves its metrics.
 pub fn metrics(root: &Path) -> PathBuf {
     root.join("metrics.sock")
+}
+
+/// The page that the daemon serves, in Prometheus' text format.
+pub fn page(root: &Path) -> Result<String> {
+    let mut stream = UnixStream::connect(metrics(root))?;
+    stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let (head, page) = answer.split_once("\r\n\r\n").context("no HTTP")?;
+    ensure!(head.starts_with("HTTP/1.1 200 "), "{answer}");
+    Ok(page.to_owned())
+}
+
+/// The value of one series of a page, labels included in its name.
+pub fn value(page: &str, series: &str) -> Result<f64> {
+    let line = page.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+    line.with_context(|| format!("no {series}"))?.parse().with_context(|| series.to_owned())
 }
 
 /// How the daemon is started.
@@ -51,7 +70,12 @@ pub fn environment(root: &Path) -> Vec<(&'static str, PathBuf)> {
 
 /// Writes the shim's configuration: the helper programs that `make setup` built.
 pub fn configure(root: &Path) -> Result<()> {
+    configure_log(root, "level = \"debug\"")
+}
+
+/// The same with these settings of the log, which a running shim reads again on SIGUSR1.
+pub fn configure_log(root: &Path, log: &str) -> Result<()> {
     let virtiofsd = crate::lab::cache()?.join("tools/virtiofsd-1.13.2/bin/virtiofsd");
-    let text = format!("virtiofsd = \"{}\"\n[log]\nlevel = \"debug\"\n", virtiofsd.display());
+    let text = format!("virtiofsd = \"{}\"\n[log]\n{log}\n", virtiofsd.display());
     Ok(std::fs::write(root.join("config.toml"), text)?)
 }

@@ -58,8 +58,9 @@ impl Traces {
     }
 }
 
-/// Files that stay by design: CNI's own bookkeeping and containerd's folders that hold pods.
-const IGNORED: [&str; 3] = ["CNI address/last_reserved_ip", "CNI address/lock", "/run/cloister/node"];
+/// Files that stay by design: CNI's own bookkeeping, containerd's folders that hold pods, the last figures of pods.
+const IGNORED: [&str; 4] =
+    ["CNI address/last_reserved_ip", "CNI address/lock", "/run/cloister/node", "/run/cloister/ended/"];
 
 fn processes(lab: &Containerd, found: &mut BTreeSet<String>) -> Result<()> {
     for process in lab.cell.processes()? {

@@ -24,7 +24,12 @@ use crate::{differ, listen, snapshots};
 /// Serves until SIGTERM or SIGINT. Mounts and snapshots stay as they are: containers go on without the daemon.
 pub async fn run(config: Config) -> Result<()> {
     // First of all, so that a second daemon touches nothing of the first's.
-    let listener = listen::unix(&config.address)?;
+    let inherited = listen::inherited()?;
+    let ours = inherited.is_none();
+    let listener = match inherited {
+        Some(listener) => listener,
+        None => listen::unix(&config.address)?,
+    };
     let root = config.root.clone();
     let skip = !config.fetch_always;
     let (state, host) = blocking::run(move || {
@@ -63,6 +68,8 @@ pub async fn run(config: Config) -> Result<()> {
         _ = interrupt.recv() => {}
     }
     tracing::info!("stopped");
-    let _ = std::fs::remove_file(&config.address);
+    if ours {
+        let _ = std::fs::remove_file(&config.address);
+    }
     Ok(())
 }

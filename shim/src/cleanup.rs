@@ -166,6 +166,7 @@ mod tests {
     fn state(folder: &Path, vmm: Option<ProcessId>) -> State {
         State {
             phase: Phase::Running,
+            name: None,
             shim: ProcessId { pid: u32::MAX, started: 0 },
             vmm,
             uid: None,

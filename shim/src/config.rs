@@ -181,9 +181,9 @@ impl Config {
         self.run.join("pods").join(namespace).join(pod)
     }
 
-    /// Where pods that end leave their last figures.
-    pub fn ended(&self) -> PathBuf {
-        self.run.join("ended")
+    /// Where a pod that ends leaves its last figures.
+    pub fn last_page(&self, namespace: &str, pod: &str) -> PathBuf {
+        self.run.join("ended").join(format!("{namespace}.{pod}"))
     }
 }
 

@@ -41,7 +41,9 @@ pub fn start(path: &Path, log: &Log, debug: bool) -> Result<Level> {
 }
 
 fn filter(level: &str) -> Result<EnvFilter> {
-    EnvFilter::try_new(level).with_context(|| format!("the log level {level:?} is not understood"))
+    // The transports below gRPC tell every frame on `debug`.
+    EnvFilter::try_new(format!("h2=warn,tower=warn,{level}"))
+        .with_context(|| format!("the log level {level:?} is not understood"))
 }
 
 impl Level {

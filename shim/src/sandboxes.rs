@@ -44,13 +44,13 @@ impl Service {
         if id != self.pod.id {
             return Err(Failure::NotFound(format!("sandbox {id} is not known: not found")).into());
         }
-        let span = info_span!("sandbox", name, pod = id);
+        let span = info_span!("sandbox", method = name, pod = id);
         async {
             let begun = std::time::Instant::now();
             let result = call.await;
             let took = begun.elapsed();
             self.pod.counted.request(&format!("sandbox_{name}"), result.is_ok(), took);
-            let took_ms = took.as_millis();
+            let took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
             match &result {
                 Ok(_) => tracing::debug!(took_ms, "done"),
                 Err(failure) => tracing::info!(took_ms, %failure, "failed"),

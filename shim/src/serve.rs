@@ -55,6 +55,7 @@ async fn serve(flags: &Flags, config: Config, listener: UnixListener, level: Lev
     let shim = ProcessId::of(std::process::id()).context("cannot read this process's start time")?;
     let state = State {
         phase: Phase::New,
+        name: None,
         shim,
         vmm: None,
         uid: None,
@@ -67,7 +68,6 @@ async fn serve(flags: &Flags, config: Config, listener: UnixListener, level: Lev
     let address = std::env::var("TTRPC_ADDRESS").unwrap_or_else(|_| format!("{}.ttrpc", flags.address));
     let counted = Arc::new(Counted::new()?);
     let events = Events::start(address, flags.namespace.clone(), Arc::clone(&counted));
-    let ended = config.ended();
     let pod = Pod::new(&flags.namespace, flags.id.clone(), config, events, state);
     metrics::serve(&folder, Arc::clone(&pod))?;
     let listener = Listener::try_from(listener).context("cannot use the socket")?;
@@ -76,9 +76,6 @@ async fn serve(flags: &Flags, config: Config, listener: UnixListener, level: Lev
     tracing::info!(pod = pod.id, pid = std::process::id(), "serving");
     until_finished(&pod, &level).await?;
     pod.stop().await;
-    if let Err(error) = metrics::leave(&ended, &flags.namespace, &flags.id, &counted) {
-        tracing::warn!("{error:#}");
-    }
     let recorded = pod.recorded();
     // Elsewhere, so that the last answers leave meanwhile.
     let done = tokio::task::spawn_blocking(move || {

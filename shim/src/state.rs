@@ -62,6 +62,9 @@ fn started(pid: u32) -> Option<u64> {
 pub struct State {
     /// How far the pod has come.
     pub phase: Phase,
+    /// What Kubernetes calls it: its namespace, a slash, its name.
+    #[serde(default)]
+    pub name: Option<String>,
     /// The process that serves it.
     pub shim: ProcessId,
     /// The monitor of its machine.
@@ -138,6 +141,7 @@ mod tests {
     fn state() -> State {
         State {
             phase: Phase::New,
+            name: None,
             shim: ProcessId::of(std::process::id()).unwrap(),
             vmm: None,
             uid: None,

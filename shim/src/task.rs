@@ -38,13 +38,13 @@ impl Service {
         container: &str,
         call: impl Future<Output = Result<T>>,
     ) -> TtrpcResult<T> {
-        let span = info_span!("call", name, pod = self.0.id, container);
+        let span = info_span!("call", method = name, pod = self.0.id, container);
         async {
             let begun = std::time::Instant::now();
             let result = call.await;
             let took = begun.elapsed();
             self.0.counted.request(name, result.is_ok(), took);
-            let took_ms = took.as_millis();
+            let took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
             match &result {
                 Ok(_) => tracing::debug!(took_ms, "done"),
                 Err(failure) => tracing::info!(took_ms, %failure, "failed"),

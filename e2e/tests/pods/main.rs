@@ -37,6 +37,7 @@ mod death;
 mod life;
 mod logs;
 mod network;
+mod observability;
 mod process;
 mod resources;
 mod restrictions;

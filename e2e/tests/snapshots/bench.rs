@@ -1,10 +1,9 @@
 //! A containerd with `cloister-node`, and the questions these tests ask of both.
 
-use std::io::{Read, Write};
-use std::os::unix::net::UnixStream;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use cloister_e2e::archive::{Layer, docker_archive, tar};
 use cloister_e2e::containerd::{Containerd, Version};
 use cloister_e2e::node;
@@ -72,14 +71,8 @@ impl Bench {
 
     /// The daemon's metrics, as the text of one counter; 0 when it has none.
     pub fn counter(&self, name: &str) -> Result<u64> {
-        let mut stream = UnixStream::connect(node::metrics(self.lab.root()))?;
-        stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n")?;
-        let mut page = String::new();
-        stream.read_to_string(&mut page)?;
-        ensure!(page.starts_with("HTTP/1.1 200 "), "{page}");
-        let name = format!("cloister_node_{name} ");
-        let line = page.lines().find_map(|line| line.strip_prefix(&name)).context(name.clone())?;
-        Ok(line.parse()?)
+        let page = node::page(self.lab.root())?;
+        Ok(node::value(&page, &format!("cloister_node_{name}"))? as u64)
     }
 
     /// Files of layers in the store.

@@ -24,4 +24,5 @@ macro_rules! cases {
 mod crash;
 mod cri;
 mod pulls;
+mod restart;
 mod unpack;

@@ -191,7 +191,7 @@ async fn call<T>(
             Ok(Err(status)) => Err(Error::call(name, &status)),
             Err(_) => Err(Error::Deadline { call: name, after: deadline }),
         };
-        let took_ms = begun.elapsed().as_millis();
+        let took_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
         match &result {
             Ok(_) => tracing::debug!(took_ms, "answered"),
             Err(error) => tracing::debug!(took_ms, %error, "failed"),

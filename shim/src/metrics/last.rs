@@ -13,26 +13,28 @@ use super::Counted;
 /// Most pages that wait for `cloister-node`; further ones are not written.
 const WAITING: usize = 256;
 
-/// Leaves the counters of a pod in `folder` under a name that is its namespace and its id.
+/// Leaves the counters of a pod at `path`, whose folder is made.
 ///
 /// # Errors
 /// When they can't be written.
-pub fn leave(folder: &Path, namespace: &str, id: &str, counted: &Counted) -> Result<()> {
+pub fn leave(path: &Path, counted: &Counted) -> Result<()> {
     let leave = || -> Result<()> {
+        let folder = path.parent().context("it is in no folder")?;
         fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
         if fs::read_dir(folder)?.count() >= WAITING {
             tracing::debug!("nobody collects metrics");
             return Ok(());
         }
         // Names beginning with a dot are not read.
-        let temporary = folder.join(format!(".{namespace}.{id}"));
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let temporary = folder.join(format!(".{name}"));
         let mut file =
             OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
         file.write_all(&counted.encode()?)?;
-        fs::rename(&temporary, folder.join(format!("{namespace}.{id}")))?;
+        fs::rename(&temporary, path)?;
         Ok(())
     };
-    leave().with_context(|| format!("cannot leave the pod's last figures in {}", folder.display()))
+    leave().with_context(|| format!("cannot leave the pod's last figures in {}", path.display()))
 }
 
 #[cfg(test)]
@@ -45,7 +47,7 @@ mod tests {
         let folder = folder.path().join("ended");
         let counted = Counted::new().unwrap();
         for id in 0..WAITING + 3 {
-            leave(&folder, "k8s.io", &id.to_string(), &counted).unwrap();
+            leave(&folder.join(format!("k8s.io.{id}")), &counted).unwrap();
         }
         assert_eq!(fs::read_dir(&folder).unwrap().count(), WAITING);
         assert!(fs::read_to_string(folder.join("k8s.io.7")).unwrap().contains("cloister_pod_"));

@@ -12,6 +12,7 @@ use super::network::{self, Mirrored};
 use super::{Pod, Setup};
 use crate::cgroup;
 use crate::failure::{Failure, Result};
+use crate::metrics;
 use crate::state::{Phase, ProcessId};
 use crate::volumes::{self, Volumes};
 
@@ -82,6 +83,7 @@ impl Pod {
         let cgroups = cgroup::folders(&setup.cgroup)?;
         self.update(|state| {
             state.phase = Phase::Starting;
+            state.name.clone_from(&setup.name);
             state.uid = config.host.user.map(|user| user.uid);
             state.netns.clone_from(&setup.netns);
             state.cgroups.clone_from(&cgroups);
@@ -275,6 +277,13 @@ impl Pod {
             Stage::Absent | Stage::Booting => {}
         }
         self.end_all(137, None);
+        // Before anyone hears of the end: the shim may be killed right after.
+        let last_page = self.last_page.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(path) = last_page
+            && let Err(error) = metrics::leave(&path, &self.counted)
+        {
+            tracing::warn!("{error:#}");
+        }
     }
 
     /// The machine is gone without having been asked.

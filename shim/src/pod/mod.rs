@@ -40,6 +40,8 @@ pub struct Pod {
     pid: AtomicU32,
     containers: Mutex<HashMap<String, Arc<Container>>>,
     stopping: tokio::sync::Mutex<()>,
+    /// Where its last figures go, until they are there.
+    last_page: Mutex<Option<PathBuf>>,
     /// Whether it was made through the sandbox service, which then also ends it.
     by_service: AtomicBool,
     /// True once the shim has nothing left to do.
@@ -50,6 +52,7 @@ impl Pod {
     /// A pod of which nothing exists but its folder.
     pub fn new(namespace: &str, id: String, config: Config, events: Events, state: StateFile) -> Arc<Self> {
         let folder = config.folder(namespace, &id);
+        let last_page = Mutex::new(Some(config.last_page(namespace, &id)));
         Arc::new(Self {
             id,
             config,
@@ -61,6 +64,7 @@ impl Pod {
             pid: AtomicU32::new(0),
             containers: Mutex::default(),
             stopping: tokio::sync::Mutex::default(),
+            last_page,
             by_service: AtomicBool::new(false),
             finished: watch::channel(false).0,
         })

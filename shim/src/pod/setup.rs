@@ -12,6 +12,9 @@ use crate::failure::{Failure, Result};
 use crate::options::Kind;
 use crate::spec::{self, Limits};
 
+/// Annotations of containerd's CRI plugin with what Kubernetes calls a pod.
+const NAMESPACE: &str = "io.kubernetes.cri.sandbox-namespace";
+const NAME: &str = "io.kubernetes.cri.sandbox-name";
 /// Annotations of containerd's CRI plugin about the sum of a pod's limits.
 const MEMORY: &str = "io.kubernetes.cri.sandbox-memory";
 const CPU_QUOTA: &str = "io.kubernetes.cri.sandbox-cpu-quota";
@@ -26,6 +29,8 @@ const SHM: &str = "/dev/shm";
 /// What a pod is to be.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Setup {
+    /// What Kubernetes calls it: its namespace, a slash, its name.
+    pub name: Option<String>,
     /// The name its containers see.
     pub hostname: String,
     /// Kernel settings of the pod.
@@ -109,6 +114,7 @@ impl Setup {
             Kind::Member | Kind::Single => spec::limits(linux.resources().as_ref()),
         };
         Ok(Self {
+            name: name(&annotations),
             hostname: spec.hostname().clone().unwrap_or_default(),
             sysctls: linux.sysctl().clone().unwrap_or_default(),
             netns,
@@ -128,6 +134,10 @@ pub fn host_network() -> Failure {
     Failure::Invalid(
         "hostNetwork pods cannot run in a microVM: its network is not the host's; remove hostNetwork or use another runtime class".to_owned(),
     )
+}
+
+fn name(annotations: &HashMap<String, String>) -> Option<String> {
+    Some(format!("{}/{}", annotations.get(NAMESPACE)?, annotations.get(NAME)?))
 }
 
 /// The limits that annotations give; 0 means none.
@@ -156,10 +166,10 @@ mod tests {
 
     #[test]
     fn a_sandbox_containers_specification_tells_what_the_pod_is() {
-        let annotations = r#""io.kubernetes.cri.sandbox-memory":"67108864","io.kubernetes.cri.sandbox-cpu-quota":"150000","io.kubernetes.cri.sandbox-cpu-period":"100000""#;
+        let annotations = r#""io.kubernetes.cri.sandbox-namespace":"shop","io.kubernetes.cri.sandbox-name":"web-0","io.kubernetes.cri.sandbox-memory":"67108864","io.kubernetes.cri.sandbox-cpu-quota":"150000","io.kubernetes.cri.sandbox-cpu-period":"100000""#;
         let spec = spec(r#"{"type":"network","path":"/var/run/netns/cni-1"}"#, annotations);
         let setup = Setup::from_spec(Kind::Sandbox, &spec).unwrap();
-        assert_eq!(setup.hostname, "web-0");
+        assert_eq!((setup.name.as_deref(), setup.hostname.as_str()), (Some("shop/web-0"), "web-0"));
         assert_eq!(setup.netns.as_deref(), Some(std::path::Path::new("/var/run/netns/cni-1")));
         assert_eq!(setup.limits, Limits { memory: Some(64 << 20), cpu: Some(1500) });
         assert_eq!(setup.cgroup, "/kubepods/pod1/abc");

@@ -20,6 +20,8 @@ const NODE: i32 = 2;
 
 #[derive(Clone, PartialEq, Message)]
 struct PodSandboxConfig {
+    #[prost(message, optional, tag = "1")]
+    metadata: Option<PodSandboxMetadata>,
     #[prost(string, tag = "2")]
     hostname: String,
     #[prost(message, optional, tag = "4")]
@@ -28,6 +30,14 @@ struct PodSandboxConfig {
     annotations: HashMap<String, String>,
     #[prost(message, optional, tag = "8")]
     linux: Option<LinuxPodSandboxConfig>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct PodSandboxMetadata {
+    #[prost(string, tag = "1")]
+    name: String,
+    #[prost(string, tag = "3")]
+    namespace: String,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -101,6 +111,7 @@ pub fn setup(request: &CreateSandboxRequest) -> Result<Setup> {
     let resources = linux.resources.unwrap_or_default();
     let period = u64::try_from(resources.cpu_period).ok().filter(|period| *period > 0);
     Ok(Setup {
+        name: config.metadata.map(|metadata| format!("{}/{}", metadata.namespace, metadata.name)),
         files: Some(Files { hostname: config.hostname.clone(), resolv_conf: resolv_conf(config.dns_config) }),
         hostname: config.hostname,
         sysctls: linux.sysctls,
@@ -161,6 +172,7 @@ mod tests {
 
     fn config(network: i32) -> PodSandboxConfig {
         PodSandboxConfig {
+            metadata: Some(PodSandboxMetadata { name: "web-0".to_owned(), namespace: "shop".to_owned() }),
             hostname: "web".to_owned(),
             dns_config: Some(DnsConfig {
                 servers: vec!["10.0.0.1".to_owned()],
@@ -188,6 +200,7 @@ mod tests {
     fn the_message_tells_what_the_pod_is() {
         let setup = setup(&request(&config(0), "/run/netns/x")).unwrap();
         assert_eq!((setup.hostname.as_str(), setup.privileged), ("web", true));
+        assert_eq!(setup.name.as_deref(), Some("shop/web-0"));
         assert_eq!(setup.limits, Limits { memory: Some(1 << 30), cpu: Some(2500) });
         assert_eq!(setup.cgroup, "/kubepods/podx/pod1");
         let names = setup.files.unwrap().resolv_conf.unwrap();

@@ -1,0 +1,169 @@
+//! Figures and log lines of pods.
+
+use std::io::Write;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use cloister_e2e::cell::wait_for;
+use cloister_e2e::cri::spec::ContainerConfigExt;
+use cloister_e2e::{Rig, lab, node};
+
+microvm_cases!(
+    figures_of_pods_are_summed_and_outlive_them,
+    every_series_is_documented_and_lint_free,
+    the_log_level_changes_while_a_pod_runs,
+);
+
+/// What only grows, with what a pod adds to it below.
+const COUNTERS: [&str; 8] = [
+    "cloister_pod_containers_created_total",
+    "cloister_pod_container_restarts_total",
+    "cloister_pod_container_exits_total{reason=\"completed\"}",
+    "cloister_pod_container_exits_total{reason=\"error\"}",
+    "cloister_pod_container_exits_total{reason=\"oom\"}",
+    "cloister_pod_container_exits_total{reason=\"stopped\"}",
+    "cloister_pod_start_step_duration_seconds_count{step=\"agent\"}",
+    "cloister_pod_network_receive_bytes_total",
+];
+
+fn read(rig: &Rig, series: &str) -> Result<f64> {
+    node::value(&node::page(rig.lab.root())?, series)
+}
+
+pub fn figures_of_pods_are_summed_and_outlive_them(rig: &Rig) -> Result<()> {
+    let (pod, other) = (rig.pod()?, rig.pod()?);
+    let idle = pod.idle()?;
+    let _also = other.idle()?;
+    assert_eq!(pod.once("ping -c 3 10.88.0.1 >/dev/null; echo data >/file; sync; echo done")?.1, "done\n");
+    for attempt in 0..2 {
+        let mut config = pod.shell("exit 3");
+        let metadata = config.metadata.get_or_insert_default();
+        (metadata.name, metadata.attempt) = ("again".to_owned(), attempt);
+        assert_eq!(pod.once_in(config)?.0, 3);
+    }
+    let mut config = pod.shell("tail /dev/zero");
+    config.resources().memory_limit_in_bytes = 48 << 20;
+    assert_eq!(pod.once_in(config)?.0, 137);
+
+    let page = node::page(rig.lab.root())?;
+    let now = |series: &str| node::value(&page, series);
+    assert!(!page.contains(&pod.id) && !page.contains("pod_id"), "a series names a pod");
+    assert_eq!(now("cloister_node_pods{state=\"answered\"}")?, 2.0);
+    assert_eq!(now("cloister_pod_containers")?, 2.0, "containerd deletes tasks that ended");
+    let counters = COUNTERS.map(|series| now(series).unwrap());
+    assert_eq!(counters[..7], [6.0, 1.0, 1.0, 2.0, 1.0, 0.0, 2.0]);
+    // Three echoes of 84 bytes and their frames' heads.
+    assert!(counters[7] >= 3.0 * 98.0, "{page}");
+    assert!(now("cloister_pod_disk_written_bytes_total")? > 0.0, "{page}");
+    assert!(now("cloister_pod_vm_memory_bytes")? >= f64::from(256 << 20), "{page}");
+    assert!(now("cloister_pod_vmm_cpu_seconds_total")? > 0.0, "{page}");
+    assert!(now("cloister_pod_vsock_streams_opened_total")? >= 10.0, "{page}");
+
+    drop(idle);
+    other.remove()?;
+    pod.remove()?;
+    let after = || -> Result<Vec<f64>> { COUNTERS.iter().map(|series| read(rig, series)).collect() };
+    let last = wait_for("the end of every container", Duration::from_secs(5), || {
+        let now = after()?;
+        // Created, against completed, errors, memory, stopped.
+        Ok((now[0] == now[2..6].iter().sum::<f64>()).then_some(now))
+    })?;
+    for ((series, before), after) in COUNTERS.iter().zip(counters).zip(&last) {
+        assert!(*after >= before, "{series} fell from {before} to {after}");
+    }
+    assert!(read(rig, "cloister_pod_vm_memory_bytes").is_err(), "a gauge outlived its pod");
+    rig.lab.stop_node(true)?;
+    rig.lab.start_node()?;
+    assert_eq!(after()?, last, "a restarted daemon forgot");
+    Ok(())
+}
+
+/// `docs/metrics.md`, line for line what the daemon serves: name, type, labels, explanation.
+fn rows(page: &str) -> Vec<String> {
+    let families = page.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
+    let mut rows: Vec<String> = families
+        .map(|(name, kind)| {
+            let help = page
+                .lines()
+                .find_map(|line| line.strip_prefix("# HELP ")?.strip_prefix(name)?.strip_prefix(' '));
+            let series = |line: &&str| {
+                let end = line.find(['{', ' ']).unwrap_or_default();
+                [name, &format!("{name}_bucket")].contains(&&line[..end])
+            };
+            let sample = page.lines().find(series).unwrap_or_default();
+            let labels: Vec<String> = sample
+                .split(['{', ','])
+                .filter_map(|part| part.split_once("=\"").map(|(label, _)| format!("`{label}`")))
+                .filter(|label| label != "`le`")
+                .collect();
+            format!("| `{name}` | {kind} | {} | {} |", labels.join(", "), help.unwrap_or_default())
+        })
+        .collect();
+    rows.sort();
+    rows
+}
+
+pub fn every_series_is_documented_and_lint_free(rig: &Rig) -> Result<()> {
+    let pod = rig.pod()?;
+    assert_eq!(pod.once("echo done")?.1, "done\n");
+    let page = node::page(rig.lab.root())?;
+    let document = std::fs::read_to_string(lab::checkout().join("docs/metrics.md"))?;
+    let mut documented: Vec<&str> =
+        document.lines().filter(|line| line.starts_with("| `cloister_")).collect();
+    documented.sort_unstable();
+    let rows = rows(&page);
+    assert!(documented == rows, "docs/metrics.md is to say:\n{}", rows.join("\n"));
+
+    let promtool = lab::cache()?.join("tools/promtool/usr/bin/promtool");
+    let mut lint = Command::new(&promtool)
+        .args(["check", "metrics"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("{}: run make setup", promtool.display()))?;
+    lint.stdin.take().context("no pipe")?.write_all(page.as_bytes())?;
+    let said = lint.wait_with_output()?;
+    let said = (said.status.code(), String::from_utf8(said.stdout)? + &String::from_utf8(said.stderr)?);
+    assert_eq!(said, (Some(0), String::new()), "{page}");
+    Ok(())
+}
+
+pub fn the_log_level_changes_while_a_pod_runs(rig: &Rig) -> Result<()> {
+    let root = rig.lab.root();
+    node::configure_log(root, "level = \"info\"\njson = true")?;
+    let pod = rig.pod()?;
+    let container = pod.idle()?;
+    let lines = || -> Result<Vec<serde_json::Value>> {
+        let text = std::fs::read_to_string(root.join("containerd.log"))?;
+        let of_shim = text.lines().filter(|line| line.starts_with("{\"timestamp\":"));
+        of_shim.map(|line| serde_json::from_str(line).with_context(|| line.to_owned())).collect()
+    };
+    let debug = |line: &serde_json::Value| line["level"] == "DEBUG";
+    let first = wait_for("JSON in containerd's log", Duration::from_secs(10), || {
+        Ok(Some(lines()?).filter(|lines| !lines.is_empty()))
+    })?;
+    assert!(!first.iter().any(debug), "{first:?}");
+
+    node::configure_log(root, "level = \"debug\"\njson = true")?;
+    let words = format!("-id {}", pod.id);
+    let shim = rig.lab.cell.find(&words)?.pop().context("no shim")?;
+    rig.lab.cell.kill(shim.pid, "USR1")?;
+    assert_eq!(container.sh("echo more")?, "more");
+    // From containerd's call down to the agent's, with the ids of pod and container.
+    wait_for("lines of an agent's call inside containerd's", Duration::from_secs(10), || {
+        Ok(lines()?.iter().filter(|line| debug(line)).find_map(|line| {
+            let [call, agent] = line["spans"].as_array()?.as_slice() else { return None };
+            let fits = call["name"] == "call"
+                && call["method"] == "start"
+                && call["pod"] == pod.id.as_str()
+                && call["container"] == container.id.as_str()
+                && agent["name"] == "agent"
+                && line["fields"]["message"] == "answered"
+                && line["fields"]["took_ms"].is_u64();
+            fits.then_some(())
+        }))
+    })
+    .with_context(|| format!("{:#?}", lines().unwrap_or_default().iter().rev().take(20).collect::<Vec<_>>()))
+}
