@@ -1,6 +1,8 @@
 //! The custom resources of Cloister: Rust types, the schema and rules that an API server checks, and the YAML, all
 //! from one source.
 
+#![allow(rustdoc::bare_urls, reason = "what is written at fields is read with kubectl explain")]
+
 mod image_build;
 mod refs;
 mod rules;
