@@ -233,6 +233,15 @@ proptest! {
     }
 
     #[test]
+    fn without_exceptions_a_walk_and_a_single_question_agree(
+        list in prop::collection::vec("[a*/?]{1,5}", 0..4),
+        path in "[ab]{1,2}(/[ab]{1,2}){0,3}",
+    ) {
+        let list = Patterns::parse(list.iter().map(String::as_str)).unwrap();
+        prop_assert_eq!(walked(&list, &path), list.matches(&path));
+    }
+
+    #[test]
     fn any_text_is_read_or_refused(pattern in "\\PC{0,24}", path in "\\PC{0,24}") {
         if let Ok(list) = Patterns::parse([pattern.as_str()]) {
             let _ = list.matches(&path);
