@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use cloister_netlink::{Attributes, Message, Netlink, Request, name, u16_at, u32_at};
 
-use crate::interface::{Interface, Neighbour, Prefix, Route};
+use crate::interface::{Interface, Neighbour, NextHop, Prefix, Route};
 use crate::{Error, Netns, Result};
 
 /// Taps of ours are called this and the index of the interface they belong to.
@@ -51,10 +51,8 @@ fn read() -> Result<Vec<Interface>> {
         }
     }
     for message in read("routes", libc::RTM_GETROUTE, ROUTE)? {
-        if let Some((index, route)) = route(&message)
-            && let Some(interface) = found.get_mut(&index)
-        {
-            interface.routes.push(route);
+        if let Some((route, indexes)) = route(&message) {
+            keep(&mut found, route, &indexes);
         }
     }
     for message in read("neighbours", libc::RTM_GETNEIGH, NEIGHBOUR)? {
@@ -66,9 +64,25 @@ fn read() -> Result<Vec<Interface>> {
     }
     for interface in found.values_mut() {
         // A gateway must be reachable before a route by it is accepted.
-        interface.routes.sort_by_key(|route| route.gateway.is_some());
+        interface.routes.sort_by_key(|route| route.hops.iter().any(|hop| hop.gateway.is_some()));
     }
     Ok(found.into_values().collect())
+}
+
+/// Puts a route to the interface of its first way; ways by interfaces that are not mirrored are left out.
+fn keep(found: &mut BTreeMap<u32, Interface>, mut route: Route, indexes: &[u32]) {
+    let mut names = indexes.iter().map(|index| found.get(index).map(|interface| interface.name.clone()));
+    route.hops.retain_mut(|hop| match names.next().flatten() {
+        Some(name) => {
+            hop.interface = name;
+            true
+        }
+        None => false,
+    });
+    let first = indexes.iter().find(|index| found.contains_key(index));
+    if let Some(interface) = first.and_then(|index| found.get_mut(index)) {
+        interface.routes.push(route);
+    }
 }
 
 /// An interface to mirror, if it is one.
@@ -134,9 +148,10 @@ fn address(message: &Message) -> Option<(u32, Prefix)> {
     usable.then_some((index, Prefix { address, length }))
 }
 
-fn route(message: &Message) -> Option<(u32, Route)> {
+/// A route, its ways without the names of their interfaces, and the indexes of these.
+fn route(message: &Message) -> Option<(Route, Vec<u32>)> {
     let [family, length, _, _, table, _, scope, kind] = *message.body.first_chunk()?;
-    let mut flags = u32_at(&message.body, 8)?;
+    let flags = u32_at(&message.body, 8)?;
     if kind != libc::RTN_UNICAST || flags & libc::RTM_F_CLONED != 0 {
         return None;
     }
@@ -146,39 +161,46 @@ fn route(message: &Message) -> Option<(u32, Route)> {
         _ => return None,
     };
     let mut table = u32::from(table);
-    let mut route = Route {
-        destination: Prefix { address: any, length },
-        gateway: None,
-        source: None,
-        metric: 0,
-        scope,
-        on_link: false,
-    };
-    let mut index = None;
+    let destination = Prefix { address: any, length };
+    let mut route = Route { destination, source: None, metric: 0, scope, hops: Vec::new() };
+    let mut single = (None, None);
+    let mut indexes = Vec::new();
     for (attribute, value) in message.attributes(ROUTE) {
         match attribute {
             libc::RTA_TABLE => table = u32_at(value, 0)?,
             libc::RTA_DST => route.destination.address = ip(value)?,
             libc::RTA_PREFSRC => route.source = ip(value),
             libc::RTA_PRIORITY => route.metric = u32_at(value, 0)?,
-            libc::RTA_OIF => index = u32_at(value, 0),
-            libc::RTA_GATEWAY | libc::RTA_VIA => route.gateway = gateway(attribute, value),
-            libc::RTA_MULTIPATH if index.is_none() => {
-                // `rtnexthop`: a guest gets the first way of several.
-                let hop = value.get(..usize::from(u16_at(value, 0)?))?;
-                flags |= u32::from(*hop.get(2)?);
-                index = u32_at(hop, 4);
-                route.gateway =
-                    Attributes::after(hop, NEXT_HOP).find_map(|(kind, value)| gateway(kind, value));
-                tracing::warn!(destination = ?route.destination, "only the first next hop of a route is mirrored");
-            }
+            libc::RTA_OIF => single.0 = u32_at(value, 0),
+            libc::RTA_GATEWAY | libc::RTA_VIA => single.1 = gateway(attribute, value),
+            libc::RTA_MULTIPATH => (route.hops, indexes) = hops(value).unzip(),
             _ => {}
         }
     }
-    route.on_link = flags & ON_LINK != 0;
+    if let (Some(index), gateway) = single
+        && route.hops.is_empty()
+    {
+        route.hops.push(way(flags, 1, gateway));
+        indexes.push(index);
+    }
     let destination = &route.destination.address;
     let main = table == u32::from(libc::RT_TABLE_MAIN);
-    (main && !of_the_link(destination) && !destination.is_multicast()).then_some((index?, route))
+    (main && !of_the_link(destination) && !destination.is_multicast()).then_some((route, indexes))
+}
+
+/// The ways of a multipath route: `struct rtnexthop` after `struct rtnexthop`, each with attributes.
+fn hops(mut rest: &[u8]) -> impl Iterator<Item = (NextHop, u32)> {
+    std::iter::from_fn(move || {
+        let length = usize::from(u16_at(rest, 0)?);
+        let hop = rest.get(..length).filter(|hop| hop.len() >= NEXT_HOP)?;
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+        let gateway = Attributes::after(hop, NEXT_HOP).find_map(|(kind, value)| gateway(kind, value));
+        Some((way((*hop.get(2)?).into(), u16::from(*hop.get(3)?) + 1, gateway), u32_at(hop, 4)?))
+    })
+}
+
+fn way(flags: u32, weight: u16, gateway: Option<IpAddr>) -> NextHop {
+    NextHop { interface: String::new(), gateway, on_link: flags & ON_LINK != 0, weight }
 }
 
 fn gateway(attribute: u16, value: &[u8]) -> Option<IpAddr> {

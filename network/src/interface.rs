@@ -17,7 +17,7 @@ pub struct Interface {
     pub mtu: u32,
     /// IPv4 and IPv6, without those of the link (`fe80::/10`), which the guest makes itself.
     pub addresses: Vec<Prefix>,
-    /// Unicast routes of the main table, those without a gateway first. Routes the kernel made with an address are
+    /// Unicast routes of the main table, those without a gateway first; one by several interfaces is with its first. Routes the kernel made with an address are
     /// among them (a plugin may have taken them away), so addresses are to be set with `IFA_F_NOPREFIXROUTE`.
     pub routes: Vec<Route>,
     /// Permanent entries of the neighbour tables.
@@ -38,16 +38,27 @@ pub struct Prefix {
 pub struct Route {
     /// `0.0.0.0/0` or `::/0` for the default.
     pub destination: Prefix,
-    /// None for a route on the link. An IPv4 route may go by an IPv6 gateway (`RTA_VIA`).
-    pub gateway: Option<IpAddr>,
     /// Preferred source address.
     pub source: Option<IpAddr>,
     /// 0 for the kernel's default.
     pub metric: u32,
     /// `RT_SCOPE_*` of linux/rtnetlink.h.
     pub scope: u8,
+    /// One, or several for a multipath route; only ways by mirrored interfaces.
+    pub hops: Vec<NextHop>,
+}
+
+/// One way of a route.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct NextHop {
+    /// The name of its interface.
+    pub interface: String,
+    /// None for a route on the link. An IPv4 route may go by an IPv6 gateway (`RTA_VIA`).
+    pub gateway: Option<IpAddr>,
     /// The gateway need not be in a network of the interface (`RTNH_F_ONLINK`).
     pub on_link: bool,
+    /// Share of the traffic among several, 1 to 256.
+    pub weight: u16,
 }
 
 /// An address whose hardware address is fixed.

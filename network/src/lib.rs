@@ -28,6 +28,6 @@ pub use counters::{Counters, counters};
 pub use error::{Error, Result};
 pub use forward::{Forwarder, MAX_CONNECTIONS};
 pub use inspect::inspect;
-pub use interface::{Interface, Neighbour, Prefix, Route};
+pub use interface::{Interface, Neighbour, NextHop, Prefix, Route};
 pub use mirror::{mirror, remove};
 pub use netns::Netns;

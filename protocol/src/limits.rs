@@ -47,6 +47,9 @@ pub const INTERFACE_BYTES: usize = 15;
 /// Addresses of one interface; routes, and neighbours, of one guest.
 pub const NETWORK_ENTRIES: usize = 4096;
 
+/// Ways of one route.
+pub const NEXT_HOPS: usize = 64;
+
 /// Disks whose counters one answer has.
 pub const DISKS: usize = 256;
 

@@ -30,16 +30,15 @@ pub fn configure(request: &v1::ConfigureNetworkRequest) -> Result<()> {
     }
     for interface in &request.interfaces {
         let index = indexes[interface.name.as_str()];
-        let routes: Vec<_> = request.routes.iter().filter(|r| r.interface == interface.name).collect();
         let neighbours: Vec<_> =
             request.neighbours.iter().filter(|n| n.interface == interface.name).collect();
         let what = |what: &str| format!("set the {what} of {}", interface.name);
         address::set(&mut netlink, index, &interface.addresses).context(|| what("addresses"))?;
         link::up(&mut netlink, index).context(|| format!("bring {} up", interface.name))?;
-        route::set(&mut netlink, index, &routes).context(|| what("routes"))?;
         neighbour::set(&mut netlink, index, &neighbours).context(|| what("neighbours"))?;
     }
-    Ok(())
+    // Last: a route may go by several interfaces.
+    route::set(&mut netlink, &indexes, &request.routes).context(|| "set the routes".into())
 }
 
 fn check(request: &v1::ConfigureNetworkRequest) -> Result<()> {
@@ -73,11 +72,17 @@ fn check(request: &v1::ConfigureNetworkRequest) -> Result<()> {
             other => return Err(Error::invalid(format!("a route of family {other}"))),
         };
         let fits = |address: &[u8]| address.is_empty() || address.len() == length;
+        // An IPv4 route may go by an IPv6 gateway.
+        let way = |hop: &v1::NextHop| {
+            known(&hop.interface) && (fits(&hop.gateway) || hop.gateway.len() == 16) && hop.weight <= 256
+        };
+        let ways = (1..=limits::NEXT_HOPS).contains(&route.hops.len()) && route.hops.iter().all(way);
         let to = route.destination.as_ref();
         let destination = to.is_none_or(|to| to.address.is_empty() || fits(&to.address) && is_prefix(to));
         let scope = u8::try_from(route.scope).is_ok();
-        if !(destination && scope && fits(&route.gateway) && fits(&route.source) && known(&route.interface)) {
-            return Err(Error::invalid(format!("a route of interface {:?} is malformed", route.interface)));
+        if !(destination && scope && fits(&route.source) && ways) {
+            let name = route.hops.first().map_or("", |hop| &hop.interface);
+            return Err(Error::invalid(format!("a route of interface {name:?} is malformed")));
         }
     }
     for neighbour in &request.neighbours {
@@ -124,9 +129,20 @@ mod tests {
         v1::ConfigureNetworkRequest {
             interfaces: vec![interface("eth0", 1), interface("net1", 2)],
             routes: vec![v1::Route {
-                gateway: vec![10, 0, 0, 254],
-                interface: "eth0".into(),
                 family: 4,
+                hops: vec![
+                    v1::NextHop {
+                        interface: "eth0".into(),
+                        gateway: vec![10, 0, 0, 254],
+                        ..v1::NextHop::default()
+                    },
+                    v1::NextHop {
+                        interface: "net1".into(),
+                        gateway: vec![0xfe; 16],
+                        on_link: true,
+                        weight: 9,
+                    },
+                ],
                 ..v1::Route::default()
             }],
             neighbours: vec![v1::Neighbour {
@@ -145,7 +161,7 @@ mod tests {
 
     #[test]
     fn malformed_networks_are_refused() {
-        let bad: [fn(&mut v1::ConfigureNetworkRequest); 10] = [
+        let bad: [fn(&mut v1::ConfigureNetworkRequest); 13] = [
             |r| r.interfaces[0].name = "../lo".into(),
             |r| r.interfaces[0].name = "lo".into(),
             |r| r.interfaces[1].name = "eth0".into(),
@@ -153,7 +169,10 @@ mod tests {
             |r| r.interfaces[0].addresses[0].length = 33,
             |r| r.interfaces[0].addresses[0].address = vec![1, 2, 3],
             |r| r.routes[0].family = 6,
-            |r| r.routes[0].interface = "eth7".into(),
+            |r| r.routes[0].hops[0].interface = "eth7".into(),
+            |r| r.routes[0].hops[1].gateway = vec![1; 5],
+            |r| r.routes[0].hops[1].weight = 257,
+            |r| r.routes[0].hops.clear(),
             |r| r.routes[0].scope = 256,
             |r| r.neighbours[0].mac = vec![],
         ];

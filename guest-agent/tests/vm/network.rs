@@ -94,15 +94,24 @@ fn request(interfaces: &[Interface]) -> v1::ConfigureNetworkRequest {
             mtu: interface.mtu,
             addresses: interface.addresses.iter().map(prefix).collect(),
         });
-        request.routes.extend(interface.routes.iter().map(|route| v1::Route {
-            destination: (route.destination.length > 0).then(|| prefix(&route.destination)),
-            gateway: route.gateway.map(octets).unwrap_or_default(),
-            source: route.source.map(octets).unwrap_or_default(),
-            interface: interface.name.clone(),
-            family: if route.destination.address.is_ipv4() { 4 } else { 6 },
-            metric: route.metric,
-            scope: route.scope.into(),
-            on_link: route.on_link,
+        request.routes.extend(interface.routes.iter().map(|route| {
+            v1::Route {
+                destination: (route.destination.length > 0).then(|| prefix(&route.destination)),
+                source: route.source.map(octets).unwrap_or_default(),
+                family: if route.destination.address.is_ipv4() { 4 } else { 6 },
+                metric: route.metric,
+                scope: route.scope.into(),
+                hops: route
+                    .hops
+                    .iter()
+                    .map(|hop| v1::NextHop {
+                        interface: hop.interface.clone(),
+                        gateway: hop.gateway.map(octets).unwrap_or_default(),
+                        on_link: hop.on_link,
+                        weight: hop.weight.into(),
+                    })
+                    .collect(),
+            }
         }));
     }
     request

@@ -299,14 +299,19 @@ async fn the_network_becomes_what_the_host_says() {
         mtu,
         addresses,
     };
+    let hop = |interface: &str, gateway: &[u8]| v1::NextHop {
+        interface: interface.into(),
+        gateway: gateway.to_vec(),
+        ..v1::NextHop::default()
+    };
     let route = |to: Option<v1::Prefix>, gateway: &[u8], family, scope| v1::Route {
         destination: to,
-        gateway: gateway.to_vec(),
-        interface: "eth0".into(),
         family,
         scope,
+        hops: vec![hop("eth0", gateway)],
         ..v1::Route::default()
     };
+    let local = |last| [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, last];
     let mut request = v1::ConfigureNetworkRequest {
         interfaces: vec![
             interface("eth0", 1, 1400, vec![prefix(&[10, 1, 0, 7], 32), prefix(&v6(7), 64)]),
@@ -319,6 +324,23 @@ async fn the_network_becomes_what_the_host_says() {
             route(None, &v6(1), 6, 0),
             // The networks of addresses are routes like others: nothing is added to what the host has.
             route(Some(prefix(&v6(0), 64)), &[], 6, 0),
+            // An IPv4 route by an IPv6 gateway, and an IPv6 one by two.
+            route(Some(prefix(&[10, 31, 0, 0], 16)), &local(9), 4, 0),
+            v1::Route {
+                hops: vec![hop("eth0", &v6(2)), hop("net1", &local(3))],
+                ..route(Some(prefix(&[0xfd, 0x31, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], 64)), &[], 6, 0)
+            },
+            // Two ways; a kernel without multipath has the first.
+            v1::Route {
+                hops: vec![hop("eth0", &[169, 254, 1, 1]), hop("net1", &[10, 2, 0, 1])],
+                ..route(Some(prefix(&[10, 33, 0, 0], 16)), &[], 4, 0)
+            },
+            // The same network on two interfaces: neither replaces the other.
+            route(Some(prefix(&[10, 2, 0, 0], 24)), &[], 4, 253),
+            v1::Route {
+                hops: vec![hop("net1", &[])],
+                ..route(Some(prefix(&[10, 2, 0, 0], 24)), &[], 4, 253)
+            },
         ],
         neighbours: vec![v1::Neighbour {
             address: vec![169, 254, 1, 1],
@@ -335,7 +357,7 @@ async fn the_network_becomes_what_the_host_says() {
     let (configured, ()) = tokio::join!(agent.configure_network(request.clone()), plug);
     configured.unwrap();
 
-    let script = "cat /sys/class/net/eth0/mtu /sys/class/net/eth0/address; cat /proc/net/route /proc/net/arp; cat /proc/net/if_inet6; cat /proc/net/fib_trie";
+    let script = "cat /sys/class/net/eth0/mtu /sys/class/net/eth0/address; cat /proc/net/route /proc/net/arp; cat /proc/net/if_inet6; cat /proc/net/fib_trie; cat /proc/net/ipv6_route";
     let end = lab.exec("c", "a", "", &["sh", "-c", script]).await.unwrap();
     for part in [
         "1400\n02:00:00:00:00:01\n",
@@ -347,6 +369,12 @@ async fn the_network_becomes_what_the_host_says() {
         "00000000000000000000000000000001 01 80 10 80       lo",
         "|-- 127.0.0.1",
         "|-- 10.2.0.7",
+        "eth0\t00001F0A\t00000000\t0003",
+        "eth0\t0000210A\t0101FEA9\t0003",
+        "fd310000000000000000000000000000 40 00000000000000000000000000000000 00 fd000000000000000000000000000002",
+        "fd310000000000000000000000000000 40 00000000000000000000000000000000 00 fe800000000000000000000000000003",
+        "eth0\t0000020A\t00000000\t0001",
+        "net1\t0000020A\t00000000\t0001",
     ] {
         assert!(end.stdout.contains(part), "{part:?} is not in {}", end.stdout);
     }
@@ -355,18 +383,19 @@ async fn the_network_becomes_what_the_host_says() {
     request.interfaces[0].addresses = vec![prefix(&[10, 3, 0, 7], 24)];
     request.interfaces[0].name = "net1".into();
     request.interfaces[1].name = "eth0".into();
-    let by_net1 = |route| v1::Route { interface: "net1".into(), ..route };
-    request.routes = vec![
-        by_net1(route(Some(prefix(&[10, 3, 0, 0], 24)), &[], 4, 253)),
-        by_net1(route(None, &[10, 3, 0, 1], 4, 0)),
-    ];
+    let by_net1 = |to, gateway: &[u8], scope| v1::Route {
+        hops: vec![hop("net1", gateway)],
+        ..route(to, &[], 4, scope)
+    };
+    request.routes =
+        vec![by_net1(Some(prefix(&[10, 3, 0, 0], 24)), &[], 253), by_net1(None, &[10, 3, 0, 1], 0)];
     request.neighbours.clear();
     agent.configure_network(request.clone()).await.unwrap();
     let end = lab.exec("c", "b", "", &["sh", "-c", script]).await.unwrap();
     for part in ["net1\t00000000\t0100030A\t0003", "|-- 10.3.0.7", "|-- 10.2.0.7"] {
         assert!(end.stdout.contains(part), "{part:?} is not in {}", end.stdout);
     }
-    for part in ["10.1.0.7", "0101FEA9", "169.254.1.1", "fd00000000000000"] {
+    for part in ["10.1.0.7", "0101FEA9", "169.254.1.1", "fd00000000000000", "fd31", "00001F0A", "0000020A"] {
         assert!(!end.stdout.contains(part), "{part:?} is in {}", end.stdout);
     }
     let stats = agent.stats("c").await.unwrap();

@@ -43,6 +43,10 @@ async fn everything_a_plugin_set_is_read() {
     pod.ip("route add 169.254.1.1/32 dev net1 scope link");
     pod.ip("route add 10.30.0.0/16 via 169.254.1.1 dev net1 onlink metric 77 src 10.20.0.7");
     pod.ip("route add 10.31.0.0/16 via inet6 fe80::1 dev net1");
+    pod.ip(
+        "route add 10.32.0.0/16 nexthop via 10.9.0.1 dev eth0 weight 3 nexthop via inet6 fe80::1 dev net1",
+    );
+    pod.ip("route add fd32::/64 nexthop via fd09::1 dev eth0 nexthop via fd09::3 dev eth0");
     pod.ip("route add 10.40.0.0/16 dev net1 table 100");
     pod.ip("route add blackhole 10.50.0.0/16");
     pod.ip("neigh add 169.254.1.1 lladdr 02:00:00:00:00:bb dev net1 nud permanent");
@@ -62,14 +66,23 @@ async fn everything_a_plugin_set_is_read() {
     );
     let destinations: Vec<String> =
         eth0.routes.iter().map(|r| format!("{}/{}", r.destination.address, r.destination.length)).collect();
-    assert_eq!(destinations, ["10.9.0.0/24", "fd09::/64", "0.0.0.0/0", "::/0"], "{}", text(&eth0.routes));
+    let wanted = ["10.9.0.0/24", "fd09::/64", "0.0.0.0/0", "10.32.0.0/16", "fd32::/64", "::/0"];
+    assert_eq!(destinations, wanted, "{}", text(&eth0.routes));
+    // All ways of a route, also by another interface.
+    let ways = |route: &crate::Route| -> Vec<String> {
+        let way = |hop: &crate::NextHop| format!("{} {} {}", hop.interface, hop.gateway.unwrap(), hop.weight);
+        route.hops.iter().map(way).collect()
+    };
+    assert_eq!(ways(&eth0.routes[3]), ["eth0 10.9.0.1 3", "net1 fe80::1 1"]);
+    assert_eq!(ways(&eth0.routes[4]), ["eth0 fd09::1 1", "eth0 fd09::3 1"]);
     let net1 = find("net1");
     assert_eq!((net1.mtu, net1.mac), (1400, [2, 0, 0, 0, 0, 0xaa]));
     assert_eq!(net1.tap, format!("cltap{}", net1.index));
-    assert!(!net1.routes[0].on_link && net1.routes[0].gateway.is_none() && net1.routes[0].scope == 253);
+    let near = &net1.routes[0];
+    assert!(!near.hops[0].on_link && near.hops[0].gateway.is_none() && near.scope == 253, "{}", text(near));
     let far = net1.routes.iter().find(|r| r.metric == 77).unwrap();
-    assert!(far.on_link && far.source.unwrap().to_string() == "10.20.0.7", "{}", text(far));
-    assert!(net1.routes.iter().any(|r| r.gateway.is_some_and(|g| g.to_string() == "fe80::1")));
+    assert!(far.hops[0].on_link && far.source.unwrap().to_string() == "10.20.0.7", "{}", text(far));
+    assert!(net1.routes.iter().any(|r| r.hops[0].gateway.is_some() && ways(r) == ["net1 fe80::1 1"]));
     assert_eq!(net1.routes.len(), 3, "{}", text(&net1.routes));
     assert_eq!(net1.neighbours.len(), 1);
     assert_eq!(net1.neighbours[0].mac, [2, 0, 0, 0, 0, 0xbb]);

@@ -150,15 +150,19 @@ fn configure(space: &Space, interface: &Interface) {
     }
     for route in &interface.routes {
         let mut line = format!("route add {}/{}", route.destination.address, route.destination.length);
-        if let Some(gateway) = route.gateway {
-            line += &format!(" via {gateway}");
-        }
-        line += &format!(" dev {name} scope {} metric {}", route.scope, route.metric);
+        line += &format!(" scope {} metric {}", route.scope, route.metric);
         if let Some(source) = route.source {
             line += &format!(" src {source}");
         }
-        if route.on_link {
-            line += " onlink";
+        for hop in &route.hops {
+            line += if route.hops.len() > 1 { " nexthop" } else { "" };
+            if let Some(gateway) = hop.gateway {
+                line += &format!(" via {gateway}");
+            }
+            line += &format!(" dev {}", hop.interface);
+            if hop.on_link {
+                line += " onlink";
+            }
         }
         space.ip(&line);
     }

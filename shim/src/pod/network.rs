@@ -40,19 +40,28 @@ pub fn request(interfaces: &[Interface]) -> v1::ConfigureNetworkRequest {
             mtu: interface.mtu,
             addresses: interface.addresses.iter().map(prefix).collect(),
         });
-        request.routes.extend(interface.routes.iter().map(|route| v1::Route {
-            // The default route has no destination.
-            destination: Some(match route.destination.length {
-                0 => v1::Prefix::default(),
-                _ => prefix(&route.destination),
-            }),
-            gateway: route.gateway.map(octets).unwrap_or_default(),
-            source: route.source.map(octets).unwrap_or_default(),
-            interface: interface.name.clone(),
-            family: if route.destination.address.is_ipv4() { 4 } else { 6 },
-            metric: route.metric,
-            scope: route.scope.into(),
-            on_link: route.on_link,
+        request.routes.extend(interface.routes.iter().map(|route| {
+            v1::Route {
+                // The default route has no destination.
+                destination: Some(match route.destination.length {
+                    0 => v1::Prefix::default(),
+                    _ => prefix(&route.destination),
+                }),
+                source: route.source.map(octets).unwrap_or_default(),
+                family: if route.destination.address.is_ipv4() { 4 } else { 6 },
+                metric: route.metric,
+                scope: route.scope.into(),
+                hops: route
+                    .hops
+                    .iter()
+                    .map(|hop| v1::NextHop {
+                        interface: hop.interface.clone(),
+                        gateway: hop.gateway.map(octets).unwrap_or_default(),
+                        on_link: hop.on_link,
+                        weight: hop.weight.into(),
+                    })
+                    .collect(),
+            }
         }));
         request.neighbours.extend(interface.neighbours.iter().map(|neighbour| v1::Neighbour {
             address: octets(neighbour.address),
@@ -76,7 +85,7 @@ fn octets(address: IpAddr) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
-    use cloister_network::Route;
+    use cloister_network::{NextHop, Route};
 
     use super::*;
 
@@ -85,11 +94,15 @@ mod tests {
         let any = |text: &str| Prefix { address: text.parse().unwrap(), length: 0 };
         let route = |destination, gateway: &str| Route {
             destination,
-            gateway: Some(gateway.parse().unwrap()),
             source: None,
             metric: 0,
             scope: 0,
-            on_link: false,
+            hops: vec![NextHop {
+                interface: "eth0".into(),
+                gateway: Some(gateway.parse().unwrap()),
+                on_link: false,
+                weight: 1,
+            }],
         };
         let interface = Interface {
             name: "eth0".into(),
