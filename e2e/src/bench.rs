@@ -2,6 +2,8 @@
 
 pub mod boot;
 pub mod conversion;
+pub mod guests;
+pub mod memory;
 pub mod plot;
 pub mod pods;
 pub mod stdio;

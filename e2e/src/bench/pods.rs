@@ -1,19 +1,20 @@
-//! Pods beside runc's: start, memory, files and network, on the same containerd.
+//! Pods beside runc's: start, files and network, on the same containerd.
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
+use super::guests::Guests;
 use super::{Report, Verdict};
 use crate::cell::wait_for;
 use crate::containerd::{Handler, Version};
-use crate::cri::spec::{ContainerConfigExt, PodConfigExt};
+use crate::cri::spec::ContainerConfigExt;
 use crate::pod_images::{BUSYBOX, PAUSE};
-use crate::rig::{Container, Pod, Rig};
+use crate::rig::{Container, Rig};
 use crate::stats::Series;
 
 /// What is compared, the peer first.
-const HANDLERS: [Handler; 3] = [Handler::Runc, Handler::Cloister, Handler::CloisterSandbox];
+pub(super) const HANDLERS: [Handler; 3] = [Handler::Runc, Handler::Cloister, Handler::CloisterSandbox];
 
 /// A lab for all of the measurements; pods of each handler have run in it once, so that every image is unpacked.
 pub fn lab() -> Result<Rig> {
@@ -32,10 +33,13 @@ struct Start {
     steps: [f64; 3],
     total: f64,
     removal: f64,
+    /// What the microVM had of it.
+    guest: Option<Guests>,
 }
 
 fn start_once(rig: &Rig) -> Result<Start> {
     let config = rig.config();
+    let before = Guests::read(rig)?;
     let begun = Instant::now();
     let pod = rig.run(config)?;
     let run = begun.elapsed().as_secs_f64();
@@ -44,13 +48,15 @@ fn start_once(rig: &Rig) -> Result<Start> {
     container.start()?;
     first_output(&container)?;
     let total = begun.elapsed().as_secs_f64();
+    let guest =
+        rig.handler.is_microvm().then(|| Guests::read(rig)).transpose()?.map(|now| now.since(&before));
     let begun = Instant::now();
     pod.remove()?;
     let removal = begun.elapsed().as_secs_f64();
-    Ok(Start { steps: [run, create - run, total - create], total, removal })
+    Ok(Start { steps: [run, create - run, total - create], total, removal, guest })
 }
 
-fn first_output(container: &Container<'_>) -> Result<()> {
+pub(super) fn first_output(container: &Container<'_>) -> Result<()> {
     let deadline = Instant::now() + Duration::from_secs(60);
     while std::fs::metadata(&container.log).map_or(0, |log| log.len()) == 0 {
         ensure!(Instant::now() < deadline, "no output within a minute");
@@ -85,6 +91,16 @@ pub fn start(rig: &mut Rig, report: &mut Report, runs: usize) -> Result<()> {
         report.add(Series { name: format!("{name}: removal of a pod"), unit: "s", runs });
         if handler.is_microvm() {
             report.judge(Verdict::at_most(&format!("{name}: start of a pod, cold"), median, "s", 1.6));
+            let mut host = Series::new(&format!("{name}: start of a pod, host side"), "s");
+            let mut monitor = Series::new(&format!("{name}: start of a pod, processor time of QEMU"), "s");
+            for start in &starts {
+                let Some(guest) = start.guest else { continue };
+                host.runs.push(start.total - guest.seconds);
+                monitor.runs.push(guest.processor);
+            }
+            report.judge(Verdict::at_most(&host.name, host.median(), "s", 0.25));
+            report.add(host);
+            report.add(monitor);
         }
     }
     Ok(())
@@ -121,63 +137,6 @@ pub fn at_once(rig: &mut Rig, report: &mut Report, count: usize) -> Result<()> {
         report.add(Series { name, unit: "s", runs: vec![wall] });
         let what = format!("{}: {count} pods at once, per pod and core, against one alone", handler.name());
         report.judge(Verdict::at_most(&what, ratio, "ratio", 1.2));
-    }
-    Ok(())
-}
-
-/// Proportional set sizes in MiB of all processes of a pod, by program.
-fn memory_of(rig: &Rig, pod: &Pod<'_>) -> Result<Vec<(String, f64)>> {
-    let shim = rig.lab.cell.find(&format!("-id {}", pod.id))?.into_iter().next().context("no shim")?;
-    let mut sizes: Vec<(String, f64)> = Vec::new();
-    for process in rig.lab.cell.family(shim.pid)? {
-        let program = process.command.split(' ').next().unwrap_or_default();
-        let name = program.rsplit('/').next().unwrap_or(program).to_owned();
-        let file = rig.lab.cell.path(&format!("/proc/{}/smaps_rollup", process.pid));
-        let text = std::fs::read_to_string(file).unwrap_or_default();
-        let kib = text
-            .lines()
-            .find_map(|line| line.strip_prefix("Pss:")?.trim().strip_suffix(" kB")?.parse::<f64>().ok());
-        let mib = kib.unwrap_or(0.0) / 1024.0;
-        match sizes.iter_mut().find(|(known, _)| *known == name) {
-            Some((_, sum)) => *sum += mib,
-            None => sizes.push((name, mib)),
-        }
-    }
-    Ok(sizes)
-}
-
-/// What an idle pod with a limit of 128 MiB costs its host.
-pub fn memory(rig: &mut Rig, report: &mut Report) -> Result<()> {
-    for handler in HANDLERS {
-        rig.handler = handler;
-        let mut config = rig.config();
-        let resources = config.linux().resources.get_or_insert_default();
-        resources.memory_limit_in_bytes = 128 << 20;
-        let pod = rig.run(config)?;
-        let mut container = pod.shell("echo up; exec sleep 1000");
-        container.resources().memory_limit_in_bytes = 128 << 20;
-        first_output(&pod.start(container)?)?;
-        std::thread::sleep(Duration::from_secs(10));
-        let sizes = memory_of(rig, &pod)?;
-        let name = handler.name();
-        for (program, mib) in &sizes {
-            report.add(Series {
-                name: format!("{name}: idle pod, {program}"),
-                unit: "MiB",
-                runs: vec![*mib],
-            });
-        }
-        let sum: f64 = sizes.iter().map(|(_, mib)| mib).sum();
-        report.add(Series { name: format!("{name}: idle pod, all"), unit: "MiB", runs: vec![sum] });
-        if handler.is_microvm() {
-            report.judge(Verdict::at_most(&format!("{name}: idle pod, all"), sum, "MiB", 90.0));
-            let shim = sizes
-                .iter()
-                .find(|(program, _)| program.starts_with("containerd-shim"))
-                .map_or(0.0, |(_, mib)| *mib);
-            report.judge(Verdict::at_most(&format!("{name}: idle pod, shim"), shim, "MiB", 8.0));
-        }
-        pod.remove()?;
     }
     Ok(())
 }

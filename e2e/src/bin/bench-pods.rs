@@ -1,7 +1,7 @@
 //! `make bench-pods`: pods in microVMs beside runc's on the same containerd, into `target/bench-pods.json`.
 
 use anyhow::{Context, Result, bail};
-use cloister_e2e::bench::{Report, machine, pods};
+use cloister_e2e::bench::{Report, machine, memory, pods};
 
 fn main() -> Result<()> {
     let (mut only, mut runs) = (None, 10);
@@ -21,7 +21,7 @@ fn main() -> Result<()> {
         pods::start(&mut rig, &mut report, runs)?;
     }
     if wanted("memory") {
-        pods::memory(&mut rig, &mut report)?;
+        memory::idle(&mut rig, &mut report)?;
     }
     if wanted("files") {
         pods::files(&mut rig, &mut report)?;
