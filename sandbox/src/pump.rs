@@ -13,25 +13,27 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
+use tokio::sync::oneshot;
 
 /// Bytes moved at once.
 const BUFFER: usize = 256 << 10;
 
-/// How often a wait looks at the state of a pump.
-const TICK: Duration = Duration::from_millis(1);
+/// How often the wait for a pump's end looks at its progress.
+const LOOK: Duration = Duration::from_millis(50);
 
 #[derive(Default)]
 struct Shared {
     bytes: AtomicU64,
     /// Whether the pump is inside the consumer's `write`: its slowness is not the guest's.
     writing: AtomicBool,
-    done: AtomicBool,
 }
 
 /// The guest-to-host direction of one stream.
 pub struct Output {
     stream: UnixStream,
     shared: Arc<Shared>,
+    /// Closed at the end of the thread.
+    done: oneshot::Receiver<()>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -45,6 +47,7 @@ impl Output {
         let shared = Arc::new(Shared::default());
         let mut source = stream.try_clone()?;
         let state = Arc::clone(&shared);
+        let (running, done) = oneshot::channel::<()>();
         let thread = std::thread::Builder::new().name("output".to_owned()).spawn(move || {
             let mut buffer = vec![0; BUFFER];
             loop {
@@ -65,9 +68,9 @@ impl Output {
             let _ = sink.flush();
             // Nothing to do about a peer that is gone already.
             let _ = source.shutdown(Shutdown::Both);
-            state.done.store(true, Ordering::Release);
+            drop(running);
         })?;
-        Ok(Self { stream, shared, thread: Some(thread) })
+        Ok(Self { stream, shared, done, thread: Some(thread) })
     }
 
     /// Bytes copied so far.
@@ -80,7 +83,7 @@ impl Output {
     pub async fn finish(mut self, quiet: Duration) {
         let mut seen = self.bytes();
         let mut since = Instant::now();
-        while !self.shared.done.load(Ordering::Acquire) {
+        while tokio::time::timeout(LOOK, &mut self.done).await.is_err() {
             let now = self.bytes();
             if now != seen || self.shared.writing.load(Ordering::Acquire) {
                 seen = now;
@@ -90,7 +93,6 @@ impl Output {
                 let _ = self.stream.shutdown(Shutdown::Both);
                 break;
             }
-            tokio::time::sleep(TICK).await;
         }
         if let Some(thread) = self.thread.take() {
             // The thread is past its last wait on the guest: joining is short.

@@ -3,12 +3,12 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use cloister_network::Netns;
 use containerd_shim::Flags;
 use containerd_shim::api::DeleteResponse;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
@@ -18,7 +18,7 @@ use crate::state::{self, ProcessId, State};
 use crate::{bootstrap, cgroup, events};
 
 /// How long killed processes may take to go.
-const DEATH: Duration = Duration::from_secs(2);
+const DEATH: Timespec = Timespec { tv_sec: 2, tv_nsec: 0 };
 
 /// The `delete` action. A container of a pod whose shim lives is that shim's business.
 pub fn delete(flags: &Flags) -> Result<DeleteResponse> {
@@ -51,7 +51,8 @@ pub fn delete(flags: &Flags) -> Result<DeleteResponse> {
     })
 }
 
-/// Ends and removes everything that a state names but the shim itself.
+/// Ends and removes everything that a state names but the shim itself. The state goes last, and stays when something
+/// else did, so that it can be tried again.
 pub fn everything(folder: &Path, state: &State) -> Result<()> {
     let me = std::process::id();
     if let Some(vmm) = state.vmm {
@@ -68,7 +69,7 @@ pub fn everything(folder: &Path, state: &State) -> Result<()> {
     if let Some(netns) = state.netns.as_deref().filter(|_| !state.taps.is_empty()) {
         outcome = outcome.and(unmirror(netns));
     }
-    outcome.and(remove_file(&state.socket)).and(remove_folder(folder))
+    outcome.and(remove_file(&state.socket)).and_then(|()| remove_folder(folder))
 }
 
 /// Kills a process and waits until it is gone.
@@ -83,10 +84,9 @@ fn kill_one(process: ProcessId) {
         return;
     }
     let _ = pidfd_send_signal(&pidfd, Signal::KILL);
-    let begun = Instant::now();
-    while process.is_alive() && begun.elapsed() < DEATH {
-        std::thread::sleep(Duration::from_millis(1));
-    }
+    // A pidfd can be read once its process has ended.
+    let mut fds = [PollFd::new(&pidfd, PollFlags::IN)];
+    let _ = poll(&mut fds, Some(&DEATH));
 }
 
 /// Takes the redirections out of a namespace that still exists; the taps went with their holder.
@@ -161,7 +161,7 @@ mod tests {
     use std::os::unix::process::CommandExt;
 
     use super::*;
-    use crate::state::Phase;
+    use crate::state::{Phase, StateFile};
 
     fn state(folder: &Path, vmm: Option<ProcessId>) -> State {
         State {
@@ -192,6 +192,20 @@ mod tests {
         assert!(!child.wait().unwrap().success());
         assert!(!folder.exists() && !state.socket.exists());
         everything(&folder, &state).unwrap();
+    }
+
+    #[test]
+    fn the_state_stays_as_long_as_something_that_it_names() {
+        let root = tempfile::tempdir().unwrap();
+        let (folder, stuck) = (root.path().join("pod"), root.path().join("cgroup"));
+        fs::create_dir_all(stuck.join("child")).unwrap();
+        let state = State { cgroups: vec![stuck.clone()], ..state(root.path(), None) };
+        StateFile::create(folder.clone(), state.clone()).unwrap();
+        everything(&folder, &state).unwrap_err();
+        assert_eq!(state::read(&folder).as_ref(), Some(&state));
+        fs::remove_dir(stuck.join("child")).unwrap();
+        everything(&folder, &state).unwrap();
+        assert!(!folder.exists() && !stuck.exists());
     }
 
     #[test]

@@ -9,14 +9,15 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
+use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
-use tracing_subscriber::{EnvFilter, Layer, Registry, fmt, reload};
+use tracing_subscriber::{Layer, Registry, fmt, reload};
 
 use crate::config::{Config, Log};
 
 /// Changes the level of a running process.
-pub struct Level(reload::Handle<EnvFilter, Registry>);
+pub struct Level(reload::Handle<Targets, Registry>);
 
 /// Begins to log into the FIFO at `path`; `debug` is containerd's own wish.
 pub fn start(path: &Path, log: &Log, debug: bool) -> Result<Level> {
@@ -40,10 +41,12 @@ pub fn start(path: &Path, log: &Log, debug: bool) -> Result<Level> {
     Ok(Level(handle))
 }
 
-fn filter(level: &str) -> Result<EnvFilter> {
+/// A level, or `module=level` directives divided by commas. Not an `EnvFilter`: its regular expressions would be one
+/// more part of a program that each pod has in memory.
+fn filter(level: &str) -> Result<Targets> {
     // The transports below gRPC tell every frame on `debug`.
-    EnvFilter::try_new(format!("h2=warn,tower=warn,{level}"))
-        .with_context(|| format!("the log level {level:?} is not understood"))
+    let directives = format!("h2=warn,tower=warn,{level}");
+    directives.parse().with_context(|| format!("the log level {level:?} is not understood"))
 }
 
 impl Level {

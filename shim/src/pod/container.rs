@@ -54,7 +54,7 @@ pub struct Container {
 }
 
 impl Container {
-    fn new(new: &NewContainer, kind: Kind, limits: Limits) -> Self {
+    pub(super) fn new(new: &NewContainer, kind: Kind, limits: Limits) -> Self {
         Self {
             id: new.id.clone(),
             bundle: new.bundle.clone(),

@@ -6,15 +6,18 @@ use std::time::Duration;
 use cloister_sandbox::Error;
 use tracing::Instrument;
 
-use super::{Machine, Pod};
+use super::{Machine, Pod, Stage};
 use crate::failure::{Failure, Result};
 use crate::metrics::Ending;
 use crate::process::{Process, State};
 
 /// How often a broken call for a process's end is made again before the machine counts as lost.
 const RETRIES: u32 = 20;
-/// How long the end of a machine takes to become the end of its processes.
+/// How long the end of a process takes to be known.
 const END: Duration = Duration::from_secs(1);
+/// How long a stop takes, from the moment the machine counts as gone to the end of its processes: the guest may write
+/// to shared folders first.
+const STOP: Duration = Duration::from_secs(15);
 /// The pause between.
 const RETRY: Duration = Duration::from_millis(50);
 
@@ -121,7 +124,7 @@ impl Pod {
         let container = self.container(id)?;
         let process = container.process(exec)?;
         if process.end().is_some() {
-            return finished(&process).await;
+            return Err(finished());
         }
         let number = i32::try_from(signal).map_err(|_| Failure::Invalid(format!("signal {signal}")))?;
         if container.is_sandbox() {
@@ -133,19 +136,29 @@ impl Pod {
         if !exec.is_empty() && process.state() == State::Created {
             return Err(Failure::Precondition(format!("process {exec} of {id} does not run")));
         }
-        let Ok(machine) = self.present() else { return finished(&process).await };
-        match machine
-            .sandbox
-            .while_alive(machine.sandbox.agent().signal(id, &process.guest, number, all))
-            .await
-        {
-            Ok(()) => Ok(()),
-            // The machine may be on its way out, which is the best of ends for who wants to kill something.
-            Err(error) => match finished(&process).await {
-                Err(Failure::NotFound(text)) => Err(Failure::NotFound(text)),
-                _ => Err(error.into()),
-            },
+        let failure = match self.present() {
+            Ok(machine) => {
+                let agent = machine.sandbox.agent();
+                let sent = agent.signal(id, &process.guest, number, all);
+                match machine.sandbox.while_alive(sent).await {
+                    Ok(()) => return Ok(()),
+                    Err(error) if error.is_not_found() => return Err(finished()),
+                    Err(error) => error.into(),
+                }
+            }
+            Err(failure) => failure,
+        };
+        // The machine may be on its way out, which is the best of ends for who wants to kill something.
+        Err(if self.ends(&process).await { finished() } else { failure })
+    }
+
+    /// Whether a process that could not be reached ends by itself at just this moment.
+    async fn ends(&self, process: &Process) -> bool {
+        if tokio::time::timeout(END, process.wait()).await.is_ok() {
+            return true;
         }
+        // A stop tells the end of the processes last, when nothing of the machine is left.
+        matches!(self.stage(), Stage::Gone(_)) && tokio::time::timeout(STOP, process.wait()).await.is_ok()
     }
 
     /// Sets the size of a terminal, in rows and columns.
@@ -210,14 +223,9 @@ impl Pod {
     }
 }
 
-/// What to answer about a process that ends by itself at just this moment.
-async fn finished(process: &Process) -> Result<()> {
-    match tokio::time::timeout(END, process.wait()).await {
-        Ok(_) => Err(Failure::NotFound("process already finished: not found".to_owned())),
-        Err(_) => {
-            Err(Failure::Other(format!("process {} of {} can't be reached", process.exec, process.container)))
-        }
-    }
+/// What containerd takes for success when it kills something.
+fn finished() -> Failure {
+    Failure::NotFound("process already finished: not found".to_owned())
 }
 
 fn no_process() -> Failure {
@@ -235,4 +243,64 @@ fn cannot_run(action: &str, error: &Error) -> Failure {
         text
     };
     Failure::Other(format!("OCI runtime {action} failed: unable to start container process: {text}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::config::Config;
+    use crate::events::Events;
+    use crate::io::Names;
+    use crate::metrics::Counted;
+    use crate::options::Kind;
+    use crate::pod::{Container, NewContainer};
+    use crate::spec::Limits;
+    use crate::state::{Phase, ProcessId, State as Recorded, StateFile};
+
+    fn pod(folder: PathBuf) -> Arc<Pod> {
+        let shim = ProcessId::of(std::process::id()).unwrap();
+        let state = Recorded {
+            phase: Phase::New,
+            name: None,
+            shim,
+            vmm: None,
+            uid: None,
+            socket: folder.join("socket"),
+            netns: None,
+            taps: Vec::new(),
+            cgroups: Vec::new(),
+        };
+        let address = folder.join("nobody").display().to_string();
+        let state = StateFile::create(folder, state).unwrap();
+        let events = Events::start(address, "test".to_owned(), Arc::new(Counted::new().unwrap()));
+        Pod::new("test", "pod".to_owned(), Config::default(), events, state)
+    }
+
+    #[tokio::test]
+    async fn a_signal_during_a_stop_finds_the_process_finished() {
+        let folder = tempfile::tempdir().unwrap();
+        let pod = pod(folder.path().join("pod"));
+        let new = NewContainer {
+            id: "c".to_owned(),
+            bundle: PathBuf::new(),
+            rootfs: Vec::new(),
+            names: Names::default(),
+        };
+        let container = Arc::new(Container::new(&new, Kind::Member, Limits::default()));
+        container.init.started();
+        pod.containers().insert("c".to_owned(), container);
+        pod.stage.send_replace(Stage::Gone("the pod was stopped".to_owned()));
+        let signalled = tokio::spawn({
+            let pod = Arc::clone(&pod);
+            async move { pod.signal("c", "", 9, false).await }
+        });
+        // The machine takes longer than the end of a process does.
+        tokio::time::sleep(END + Duration::from_millis(200)).await;
+        assert!(!signalled.is_finished());
+        pod.end_all(137, None);
+        let answer = signalled.await.unwrap();
+        assert!(matches!(answer, Err(Failure::NotFound(_))), "{answer:?}");
+    }
 }

@@ -1,5 +1,7 @@
 //! A pod's volumes: each bind mount of the host becomes a bind mount of something in the guest.
 
+mod copies;
+mod empty_dir;
 mod files;
 mod kind;
 mod staging;
@@ -10,25 +12,20 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::Context;
-use cloister_protocol::v1::{self, mount_volume_request};
 use cloister_sandbox::{BlockDevice, Sandbox, Share};
 use oci_spec::runtime::Mount;
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 
-use self::files::Content;
+pub use self::empty_dir::sizes;
 use self::kind::Kind;
 use self::staging::Staging;
-use self::watch::Watch;
 use crate::failure::{Failure, Result};
 
 /// The tag of the one share.
 const TAG: &str = "pod";
 /// The guest's shared memory folder.
 const SHM: &str = "/run/cloister/shm";
-/// Pod annotations that give an emptyDir its size in bytes are called this and the volume's name.
-const EMPTY_DIR_SIZE: &str = "cloister.dev/empty-dir.";
 
 /// The volumes of one pod.
 pub struct Volumes {
@@ -69,33 +66,6 @@ pub struct Prepared {
     pub mounts: Vec<Mount>,
     /// Block devices that were named as mounts.
     pub blocks: Vec<BlockDevice>,
-}
-
-/// The sizes of emptyDirs that a pod's annotations give.
-pub fn sizes(annotations: &HashMap<String, String>) -> HashMap<String, u64> {
-    let size = |(key, value): (&String, &String)| {
-        let name = key.strip_prefix(EMPTY_DIR_SIZE)?;
-        Some((name.to_owned(), quantity(value)?))
-    };
-    annotations.iter().filter_map(size).collect()
-}
-
-/// Bytes in Kubernetes' notation: a number with an optional binary or decimal suffix.
-fn quantity(text: &str) -> Option<u64> {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let unit = match text.get(digits.len()..)? {
-        "" => 1,
-        "k" => 1000,
-        "M" => 1_000_000,
-        "G" => 1_000_000_000,
-        "T" => 1_000_000_000_000,
-        "Ki" => 1 << 10,
-        "Mi" => 1 << 20,
-        "Gi" => 1 << 30,
-        "Ti" => 1u64 << 40,
-        _ => return None,
-    };
-    digits.parse::<u64>().ok()?.checked_mul(unit)
 }
 
 impl Volumes {
@@ -196,84 +166,6 @@ impl Volumes {
         inner.next
     }
 
-    /// Copies the small files of a container that are not in the guest yet, all in one volume.
-    async fn copy_files(&self, inner: &mut Inner, mounts: &[Mount], kinds: &[Option<Kind>]) -> Result<()> {
-        let mut fresh: Vec<PathBuf> = Vec::new();
-        for (mount, kind) in mounts.iter().zip(kinds) {
-            let source = mount.source().clone().unwrap_or_default();
-            if *kind == Some(Kind::File) && !inner.files.contains_key(&source) && !fresh.contains(&source) {
-                fresh.push(source);
-            }
-        }
-        if fresh.is_empty() {
-            return Ok(());
-        }
-        let guest = self.copied(inner, Content::Files(fresh.clone())).await?;
-        for (number, source) in fresh.into_iter().enumerate() {
-            inner.files.insert(source, format!("{guest}/{number}"));
-        }
-        Ok(())
-    }
-
-    async fn files_volume(&self, inner: &mut Inner, folder: PathBuf) -> Result<String> {
-        if let Some(guest) = inner.folders.get(&folder) {
-            return Ok(guest.clone());
-        }
-        let guest = self.copied(inner, Content::Folder(folder.clone())).await?;
-        inner.folders.insert(folder, guest.clone());
-        Ok(guest)
-    }
-
-    /// Makes a volume that holds a copy, and keeps it like the original.
-    async fn copied(&self, inner: &mut Inner, content: Content) -> Result<String> {
-        let id = format!("files{}", Self::number(inner));
-        let watch = Watch::new(&content).context("cannot watch a volume").map_err(Failure::from)?;
-        let reading = content.clone();
-        let packed = tokio::task::spawn_blocking(move || files::pack(&reading));
-        let (mode, gid) = match &content {
-            Content::Folder(folder) => owner(folder)?,
-            Content::Files(_) => (0o755, 0),
-        };
-        let kind = mount_volume_request::Kind::Files(v1::FilesVolume { bytes: 2 * files::BYTES });
-        let request = v1::MountVolumeRequest { id: id.clone(), kind: Some(kind), mode, gid };
-        let agent = self.sandbox.agent();
-        let guest = self.sandbox.while_alive(agent.mount_volume(request)).await?;
-        let packed = packed.await.map_err(Failure::other)??;
-        self.sandbox.while_alive(agent.sync_volume(&id, &packed)).await?;
-        inner.watches.spawn(watch.follow(agent.clone(), id, content, packed));
-        Ok(guest)
-    }
-
-    async fn empty_dir(&self, inner: &mut Inner, folder: PathBuf) -> Result<String> {
-        if let Some(guest) = inner.folders.get(&folder) {
-            return Ok(guest.clone());
-        }
-        let (mode, gid) = owner(&folder)?;
-        let name = folder.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        let memory = watch::tmpfs_size(&folder)
-            .map_err(|error| Failure::Other(format!("cannot read {}: {error}", folder.display())))?;
-        let kind = match memory {
-            // Kubelet gives a volume without a limit half of the node's memory or all of it.
-            Some(bytes) => mount_volume_request::Kind::Memory(v1::MemoryVolume {
-                bytes: self.sizes.get(name).copied().unwrap_or(if bytes >= node_memory() / 2 {
-                    0
-                } else {
-                    bytes
-                }),
-            }),
-            None => {
-                let bytes = self.sizes.get(name).copied().unwrap_or(self.empty_dir);
-                let serial = self.sandbox.plug_scratch(bytes, self.disks.clone()).await?;
-                mount_volume_request::Kind::Disk(v1::DiskVolume { serial, read_only: false })
-            }
-        };
-        let id = format!("empty{}", Self::number(inner));
-        let request = v1::MountVolumeRequest { id, kind: Some(kind), mode, gid };
-        let guest = self.sandbox.while_alive(self.sandbox.agent().mount_volume(request)).await?;
-        inner.folders.insert(folder, guest.clone());
-        Ok(guest)
-    }
-
     async fn share(
         &self,
         inner: &mut Inner,
@@ -364,34 +256,4 @@ fn owner(folder: &Path) -> Result<(u32, u32)> {
     let meta = std::fs::metadata(folder)
         .map_err(|error| Failure::Other(format!("cannot read {}: {error}", folder.display())))?;
     Ok((meta.mode() & 0o7777, meta.gid()))
-}
-
-/// Bytes of memory of the node.
-fn node_memory() -> u64 {
-    let info = rustix::system::sysinfo();
-    info.totalram.saturating_mul(info.mem_unit.into())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn annotations_give_empty_dirs_their_size() {
-        let map = HashMap::from([
-            ("cloister.dev/empty-dir.cache".to_owned(), "64Mi".to_owned()),
-            ("cloister.dev/empty-dir.bad".to_owned(), "lots".to_owned()),
-            ("other".to_owned(), "1".to_owned()),
-        ]);
-        assert_eq!(sizes(&map), HashMap::from([("cache".to_owned(), 64 << 20)]));
-    }
-
-    #[test]
-    fn quantities_are_read_as_kubernetes_writes_them() {
-        assert_eq!(quantity("1000"), Some(1000));
-        assert_eq!(quantity("2G"), Some(2_000_000_000));
-        assert_eq!(quantity("1Ti"), Some(1 << 40));
-        assert_eq!(quantity("99999999999Ti"), None);
-        assert_eq!(quantity("1.5Gi"), None);
-    }
 }

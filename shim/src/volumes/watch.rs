@@ -3,10 +3,11 @@
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
-use cloister_sandbox::Agent;
+use anyhow::Result;
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags};
 use tokio::io::unix::AsyncFd;
 
@@ -14,8 +15,12 @@ use super::files::{self, Content};
 
 /// Changes come in bursts; the copy is made when a burst is over.
 const BURST: Duration = Duration::from_millis(20);
-/// How long to wait before a failed copy is tried again.
-const RETRY: Duration = Duration::from_secs(1);
+/// How long to wait before a failed copy is tried again; twice as long each time.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+/// The longest of these waits.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// How often a failed copy is tried again before only a further change can be the reason to: about ten minutes.
+const RETRIES: u32 = 15;
 
 /// Watches one copied volume.
 pub struct Watch {
@@ -52,31 +57,39 @@ impl Watch {
         }
     }
 
-    /// Copies the content into the volume `id` whenever it has changed. `packed` is what the volume holds.
-    pub async fn follow(self, agent: Agent, id: String, content: Content, mut packed: Vec<u8>) {
-        loop {
-            if self.changed().await.is_err() {
-                return;
-            }
+    /// Calls `copy` with the packed content whenever it has changed, and again after a failure. `packed` is what the copy
+    /// holds now.
+    pub async fn follow<C, F>(self, content: Content, mut packed: Arc<Vec<u8>>, copy: C)
+    where
+        C: Fn(Arc<Vec<u8>>) -> F,
+        F: Future<Output = Result<()>>,
+    {
+        let mut failures = 0;
+        let mut changed = self.changed().await;
+        while changed.is_ok() {
             tokio::time::sleep(BURST).await;
             self.arm();
-            let reading = content.clone();
-            let fresh = tokio::task::spawn_blocking(move || files::pack(&reading)).await;
-            match fresh {
-                Ok(Ok(fresh)) if fresh != packed => match agent.sync_volume(&id, &fresh).await {
-                    Ok(()) => {
-                        tracing::debug!(volume = id, "changed content copied");
-                        packed = fresh;
-                    }
-                    Err(error) => {
-                        tracing::warn!(volume = id, %error, "cannot copy changed content");
-                        tokio::time::sleep(RETRY).await;
-                    }
-                },
-                Ok(Ok(_)) => {}
-                Ok(Err(error)) => tracing::debug!(volume = id, "changed content is not read: {error:#}"),
-                Err(error) => tracing::warn!(volume = id, %error, "changed content is not read"),
-            }
+            changed = match refresh(&content, &mut packed, &copy).await {
+                Ok(()) => {
+                    failures = 0;
+                    self.changed().await
+                }
+                Err(error) if failures < RETRIES => {
+                    let pause = FIRST_PAUSE.saturating_mul(1 << failures).min(LONGEST_PAUSE);
+                    failures += 1;
+                    tracing::warn!(?content, failures, "changed content is not copied yet: {error:#}");
+                    // A further change is a reason to try at once.
+                    tokio::time::timeout(pause, self.changed()).await.unwrap_or(Ok(()))
+                }
+                Err(error) => {
+                    failures = 0;
+                    tracing::error!(
+                        ?content,
+                        "changed content is not copied before it changes again: {error:#}"
+                    );
+                    self.changed().await
+                }
+            };
         }
     }
 
@@ -103,22 +116,29 @@ impl Watch {
     }
 }
 
-/// Whether a folder is a tmpfs of its own, and its size in bytes then.
-pub fn tmpfs_size(path: &Path) -> io::Result<Option<u64>> {
-    use std::os::unix::fs::MetadataExt;
-    /// `TMPFS_MAGIC` of linux/magic.h.
-    const TMPFS: u64 = 0x0102_1994;
-    let stat = rustix::fs::statfs(path)?;
-    let own = std::fs::metadata(path)?.dev();
-    let above = path.parent().map(std::fs::metadata).transpose()?.map(|meta| meta.dev());
-    if u64::try_from(stat.f_type).unwrap_or_default() != TMPFS || above == Some(own) {
-        return Ok(None);
+/// Copies the content as it is now, unless the copy holds it.
+async fn refresh<F>(
+    content: &Content,
+    packed: &mut Arc<Vec<u8>>,
+    copy: &impl Fn(Arc<Vec<u8>>) -> F,
+) -> Result<()>
+where
+    F: Future<Output = Result<()>>,
+{
+    let reading = content.clone();
+    let fresh = Arc::new(tokio::task::spawn_blocking(move || files::pack(&reading)).await??);
+    if fresh != *packed {
+        copy(Arc::clone(&fresh)).await?;
+        tracing::debug!(?content, "changed content copied");
+        *packed = fresh;
     }
-    Ok(Some(stat.f_blocks.saturating_mul(u64::try_from(stat.f_bsize).unwrap_or(4096))))
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     #[tokio::test]
@@ -143,5 +163,40 @@ mod tests {
         watch.arm();
         std::fs::write(&path, "3").unwrap();
         tokio::time::timeout(limit, watch.changed()).await.unwrap().unwrap();
+    }
+
+    /// A copy on this host: what the guest does with the bytes is tested with a guest.
+    async fn copy_to(path: &Path, bytes: &[u8]) -> Result<()> {
+        Ok(tokio::fs::write(path, bytes).await?)
+    }
+
+    #[tokio::test]
+    async fn a_copy_that_failed_is_made_later_without_a_further_change() {
+        let folder = tempfile::tempdir().unwrap();
+        let source = folder.path().join("f");
+        std::fs::write(&source, "old").unwrap();
+        let content = Content::Files(vec![source.clone()]);
+        let packed = Arc::new(files::pack(&content).unwrap());
+        let watch = Watch::new(&content).unwrap();
+        let absent = folder.path().join("absent");
+        let target = absent.join("copy");
+        let (tried, mut tries) = tokio::sync::mpsc::unbounded_channel();
+        let copying = target.clone();
+        let follow = watch.follow(content.clone(), packed, move |bytes| {
+            let (target, tried) = (copying.clone(), tried.clone());
+            async move {
+                let outcome = copy_to(&target, &bytes).await;
+                tried.send(outcome.is_ok())?;
+                outcome
+            }
+        });
+        let following = tokio::spawn(follow);
+        std::fs::write(&source, "new").unwrap();
+        let limit = Duration::from_secs(10);
+        assert!(!tokio::time::timeout(limit, tries.recv()).await.unwrap().unwrap());
+        std::fs::create_dir(&absent).unwrap();
+        assert!(tokio::time::timeout(limit, tries.recv()).await.unwrap().unwrap());
+        assert_eq!(std::fs::read(&target).unwrap(), files::pack(&content).unwrap());
+        following.abort();
     }
 }
