@@ -100,7 +100,7 @@ impl Containerd {
         };
         let with_node = microvms && node::binary()?.exists();
         config::write(lab.root(), version, with_node)?;
-        node::configure(lab.root())?;
+        node::configure(lab.root(), &node::Shim::default())?;
         if with_node {
             lab.start_node()?;
         }
@@ -138,6 +138,8 @@ impl Containerd {
             .arg(self.root().join("containerd.toml"))
             .stdin(Stdio::null())
             .env("PATH", path(&[programs, lab_sbin()?, target_dir()?])?)
+            // It would come before the configuration's.
+            .env_remove("CLOISTER_KERNEL")
             .envs(node::environment(self.root()));
         let child = self.spawn_logged(&mut command, "containerd.log")?;
         let mut slot = lock(&self.daemon);

@@ -65,17 +65,31 @@ pub fn command(root: &Path) -> Result<Command> {
 
 /// The environment of containerd, and with it of every shim.
 pub fn environment(root: &Path) -> Vec<(&'static str, PathBuf)> {
-    vec![("CLOISTER_CONFIG", root.join("config.toml")), ("CLOISTER_KERNEL", guest())]
+    vec![("CLOISTER_CONFIG", root.join("config.toml"))]
 }
 
-/// Writes the shim's configuration: the helper programs that `make setup` built.
-pub fn configure(root: &Path) -> Result<()> {
-    configure_log(root, "level = \"debug\"")
+/// What a test may change of the shim's configuration; the log's part is read again by a running shim on SIGUSR1.
+pub struct Shim<'a> {
+    /// Folder of the guest's kernel and initramfs.
+    pub kernel: PathBuf,
+    /// How long a guest may take to come up.
+    pub boot_seconds: u32,
+    /// The table `log`.
+    pub log: &'a str,
 }
 
-/// The same with these settings of the log, which a running shim reads again on SIGUSR1.
-pub fn configure_log(root: &Path, log: &str) -> Result<()> {
+impl Default for Shim<'_> {
+    fn default() -> Self {
+        Self { kernel: guest(), boot_seconds: 60, log: "level = \"debug\"" }
+    }
+}
+
+/// Writes the shim's configuration: also the helper programs that `make setup` built.
+pub fn configure(root: &Path, shim: &Shim<'_>) -> Result<()> {
     let virtiofsd = crate::lab::cache()?.join("tools/virtiofsd-1.13.2/bin/virtiofsd");
-    let text = format!("virtiofsd = \"{}\"\n[log]\n{log}\n", virtiofsd.display());
+    let text = format!(
+        "virtiofsd = {virtiofsd:?}\nkernel = {:?}\nboot_seconds = {}\n[log]\n{}\n",
+        shim.kernel, shim.boot_seconds, shim.log
+    );
     Ok(std::fs::write(root.join("config.toml"), text)?)
 }

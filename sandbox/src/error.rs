@@ -27,6 +27,14 @@ pub enum Error {
     /// The virtual machine ended while something still needed it.
     #[error("the virtual machine ended: {0}")]
     Ended(String),
+    /// The guest's agent did not come up.
+    #[error("{cause}; the guest's console ends with: {}", if .console.is_empty() { "nothing" } else { .console })]
+    Boot {
+        /// What happened.
+        cause: Box<Error>,
+        /// The last the guest printed, on one line and printable.
+        console: String,
+    },
     /// Nothing answered on the guest's vsock port in time.
     #[error("the guest agent did not answer on vsock port {port} within {} ms: {cause}", .after.as_millis())]
     Dial {

@@ -137,6 +137,11 @@ impl Machine {
         self.qemu.pid()
     }
 
+    /// The last the guest printed on its console, on one bounded line.
+    pub(crate) fn last_words(&self) -> String {
+        self.qemu.last_words()
+    }
+
     /// The machine's counters.
     pub(crate) async fn metrics(&self) -> Result<Metrics, Error> {
         Ok(self.qemu.metrics().await?)

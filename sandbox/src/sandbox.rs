@@ -77,7 +77,9 @@ impl Booting {
     pub async fn ready(self) -> Result<Sandbox, Error> {
         let Self { machine, mut timings, deadline, privileged } = self;
         let (agent, guest) = tokio::select! {
-            answer = Agent::connect(machine.dialer(), deadline) => answer?,
+            answer = Agent::connect(machine.dialer(), deadline) => answer.map_err(|error| {
+                Error::Boot { cause: Box::new(error), console: machine.last_words() }
+            })?,
             reason = machine.ended() => return Err(Error::Ended(reason)),
         };
         timings.reached(Step::Agent);

@@ -62,7 +62,7 @@ pub enum Command {
     Stop(StopArgs),
     /// Remove ended microVMs
     Rm(RmArgs),
-    /// Show a microVM's console: the messages of its kernel and agent
+    /// Show the console of a microVM or pod: the messages of its kernel and agent
     Console(ConsoleArgs),
     /// Work with guest kernels
     #[command(subcommand)]
@@ -149,10 +149,14 @@ pub struct RmArgs {
 /// `console`.
 #[derive(Debug, Args)]
 pub struct ConsoleArgs {
-    /// Print what is there and return
-    #[arg(long)]
-    pub no_follow: bool,
-    /// Name of the microVM
+    /// Go on as more is written, until the microVM ends
+    #[arg(short, long)]
+    pub follow: bool,
+    /// Folder of the pods' state
+    #[arg(long, value_name = "DIR", env = "CLOISTER_PODS", default_value = "/run/cloister/pods")]
+    pub pods: PathBuf,
+    /// Name of a microVM; a pod's name, NAMESPACE/NAME, or (the beginning of) its id
+    #[arg(value_name = "NAME|POD")]
     pub name: String,
 }
 

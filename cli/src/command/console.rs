@@ -3,17 +3,62 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 
 use crate::args::{ConsoleArgs, Global};
 use crate::paths::Root;
-use crate::vm::{Follow, Vms};
+use crate::vm::pods::{self, Pod};
+use crate::vm::{Folder, Follow, Record, Vms};
 
-/// Prints the console of a machine and follows it until the machine ends.
+/// Whose console it is.
+enum Machine {
+    Vm(Folder, Box<Record>),
+    Pod(Pod),
+}
+
+impl Machine {
+    fn find(global: &Global, args: &ConsoleArgs) -> Result<Self> {
+        match Vms::new(Root::find(global)?.run()).find(&args.name) {
+            Ok((folder, record)) => Ok(Self::Vm(folder, Box::new(record))),
+            Err(error) => match pods::find(&args.pods, &args.name)? {
+                Some(pod) => Ok(Self::Pod(pod)),
+                None => Err(error.context(format!(
+                    "there is no pod {} below {} either (`crictl pods` lists them)",
+                    args.name,
+                    args.pods.display()
+                ))),
+            },
+        }
+    }
+
+    fn console(&self) -> PathBuf {
+        match self {
+            Self::Vm(folder, _) => folder.path().join("console.log"),
+            Self::Pod(pod) => pod.folder.join("console.log"),
+        }
+    }
+
+    fn follow(&self) -> io::Result<Follow> {
+        match self {
+            Self::Vm(folder, record) => Follow::new(folder, record),
+            Self::Pod(pod) => Follow::of(&pod.folder, Some(pod.shim.pid), || pod.is_alive()),
+        }
+    }
+
+    fn is_alive(&self) -> Result<bool> {
+        match self {
+            Self::Vm(folder, _) => Ok(folder.path().is_dir() && folder.is_held()?),
+            Self::Pod(pod) => Ok(pod.is_alive()),
+        }
+    }
+}
+
+/// Prints the console of a machine and, when asked, follows it until the machine ends.
 pub fn run(global: &Global, args: &ConsoleArgs) -> Result<()> {
-    let (folder, record) = Vms::new(Root::find(global)?.run()).find(&args.name)?;
-    let path = folder.path().join("console.log");
+    let machine = Machine::find(global, args)?;
+    let path = machine.console();
     let mut seen = 0;
     let mut file = match File::open(&path) {
         Ok(file) => file,
@@ -22,10 +67,10 @@ pub fn run(global: &Global, args: &ConsoleArgs) -> Result<()> {
         }
         Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
     };
-    let follow = (!args.no_follow).then(|| Follow::new(&folder, &record)).transpose();
+    let follow = args.follow.then(|| machine.follow()).transpose();
     let mut follow = follow.with_context(|| format!("cannot follow {}", args.name))?;
     loop {
-        let live = follow.is_some() && folder.path().is_dir() && folder.is_held()?;
+        let live = follow.is_some() && machine.is_alive()?;
         let mut bytes = Vec::new();
         seen +=
             file.read_to_end(&mut bytes).with_context(|| format!("cannot read {}", path.display()))? as u64;

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -28,14 +29,22 @@ impl Follow {
     /// # Errors
     /// The system gives no watch, for example because the user has too many.
     pub fn new(folder: &Folder, record: &Record) -> io::Result<Self> {
+        Self::of(folder.path(), record.pid, || record.supervisor_lives())
+    }
+
+    /// The same for any folder and the process that owns it; `lives` says whether the id is still that process's.
+    ///
+    /// # Errors
+    /// As [`Follow::new`].
+    pub fn of(folder: &Path, pid: Option<u32>, lives: impl FnOnce() -> bool) -> io::Result<Self> {
         let changes = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
         // Looking whether the lock is held opens and closes a file, so neither may count as news.
         let news = WatchFlags::MODIFY | WatchFlags::CREATE | WatchFlags::MOVED_TO | WatchFlags::DELETE_SELF;
-        inotify::add_watch(&changes, folder.path(), news)?;
-        let pid = record.pid.and_then(|pid| Pid::from_raw(pid.try_into().ok()?));
+        inotify::add_watch(&changes, folder, news)?;
+        let pid = pid.and_then(|pid| Pid::from_raw(pid.try_into().ok()?));
         let supervisor = pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
         // Looked at after the descriptor names the process for good: the id may have changed hands before.
-        Ok(Self { changes, supervisor: supervisor.filter(|_| record.supervisor_lives()) })
+        Ok(Self { changes, supervisor: supervisor.filter(|_| lives()) })
     }
 
     /// Returns at news, or after two seconds without.

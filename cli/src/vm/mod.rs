@@ -3,6 +3,7 @@
 pub mod folder;
 pub mod follow;
 pub mod log;
+pub mod pods;
 pub mod record;
 
 pub use folder::{Folder, Vms};

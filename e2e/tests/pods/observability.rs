@@ -1,18 +1,23 @@
 //! Figures and log lines of pods.
 
 use std::io::Write;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use cloister_e2e::cell::wait_for;
-use cloister_e2e::cri::spec::ContainerConfigExt;
+use cloister_e2e::containerd::target_dir;
+use cloister_e2e::cri::spec::{ContainerConfigExt, PodConfigExt};
+use cloister_e2e::pod_images::lab_program;
 use cloister_e2e::{Rig, lab, node};
 
 microvm_cases!(
     figures_of_pods_are_summed_and_outlive_them,
     every_series_is_documented_and_lint_free,
     the_log_level_changes_while_a_pod_runs,
+    a_pods_console_is_shown_and_followed,
+    a_boot_that_fails_ends_with_the_guests_last_words,
 );
 
 /// What only grows, with what a pod adds to it below.
@@ -132,7 +137,11 @@ pub fn every_series_is_documented_and_lint_free(rig: &Rig) -> Result<()> {
 
 pub fn the_log_level_changes_while_a_pod_runs(rig: &Rig) -> Result<()> {
     let root = rig.lab.root();
-    node::configure_log(root, "level = \"info\"\njson = true")?;
+    let log = |level: &str| {
+        let log = format!("level = {level:?}\njson = true");
+        node::configure(root, &node::Shim { log: &log, ..node::Shim::default() })
+    };
+    log("info")?;
     let pod = rig.pod()?;
     let container = pod.idle()?;
     let lines = || -> Result<Vec<serde_json::Value>> {
@@ -146,7 +155,7 @@ pub fn the_log_level_changes_while_a_pod_runs(rig: &Rig) -> Result<()> {
     })?;
     assert!(!first.iter().any(debug), "{first:?}");
 
-    node::configure_log(root, "level = \"debug\"\njson = true")?;
+    log("debug")?;
     let words = format!("-id {}", pod.id);
     let shim = rig.lab.cell.find(&words)?.pop().context("no shim")?;
     rig.lab.cell.kill(shim.pid, "USR1")?;
@@ -166,4 +175,76 @@ pub fn the_log_level_changes_while_a_pod_runs(rig: &Rig) -> Result<()> {
         }))
     })
     .with_context(|| format!("{:#?}", lines().unwrap_or_default().iter().rev().take(20).collect::<Vec<_>>()))
+}
+
+pub fn a_pods_console_is_shown_and_followed(rig: &Rig) -> Result<()> {
+    let mut config = rig.config();
+    config.linux().security_context.get_or_insert_default().privileged = true;
+    let (pod, _other) = (rig.run(config)?, rig.pod()?);
+    // The guest's kernel is quiet unless asked.
+    let mut config = pod.shell("echo 8 >/proc/sys/kernel/printk && echo asked");
+    config.security().privileged = true;
+    assert_eq!(pod.once_in(config)?.1, "asked\n");
+    assert_eq!(pod.once("echo mounted")?.1, "mounted\n");
+    let metadata = pod.config.metadata.clone().context("no metadata")?;
+    let cloister = target_dir()?.join("cloister");
+    let program = cloister.to_string_lossy();
+    let full = format!("{}/{}", metadata.namespace, metadata.name);
+    for name in [pod.id.as_str(), &pod.id[..12], &metadata.name, &full] {
+        let shown = rig.lab.cell.run(&program, &["console", name])?;
+        assert!(shown.contains("EXT4-fs"), "{name}: {shown}");
+        assert!(!shown.contains(|c: char| c.is_control() && !matches!(c, '\n' | '\t')), "{shown:?}");
+    }
+    let error = rig.lab.cell.run(&program, &["console", "nobody"]).unwrap_err();
+    assert!(format!("{error:#}").contains("no pod nobody"), "{error:#}");
+
+    let mut follow = Command::new(&cloister);
+    follow.args(["console", "--follow", &full]).stdin(Stdio::null()).stdout(Stdio::null());
+    let mut follow = rig.lab.cell.spawn(&mut follow)?;
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(follow.try_wait()?.is_none(), "it did not follow");
+    pod.remove()?;
+    let status = wait_for("the end of the console", Duration::from_secs(5), || Ok(follow.try_wait()?))?;
+    assert!(status.success(), "{status}");
+    Ok(())
+}
+
+pub fn a_boot_that_fails_ends_with_the_guests_last_words(rig: &Rig) -> Result<()> {
+    let folder = rig.lab.root().join("kernel");
+    std::fs::create_dir(&folder)?;
+    std::fs::copy(lab::guest().join("vmlinux"), folder.join("vmlinux"))?;
+    let fails = |boot_seconds| -> Result<String> {
+        node::configure(
+            rig.lab.root(),
+            &node::Shim { kernel: folder.clone(), boot_seconds, ..node::Shim::default() },
+        )?;
+        Ok(format!("{:#}", rig.pod().map(drop).unwrap_err()))
+    };
+    std::fs::write(folder.join("initramfs"), "not an archive")?;
+    let error = fails(60)?;
+    assert!(error.contains("Kernel panic"), "{error}");
+    // An agent that says nothing.
+    silent(&folder)?;
+    let error = fails(8)?;
+    let (_, words) = error.split_once("the guest's console ends with: ").context(error.clone())?;
+    assert!(words.contains("console") || words.contains("no agent here"), "{error}");
+    assert!(words.len() < 600, "{error}");
+    assert!(!words.contains(char::is_control), "{error:?}");
+
+    node::configure(rig.lab.root(), &node::Shim::default())?;
+    assert_eq!(rig.pod()?.once("echo next")?.1, "next\n");
+    Ok(())
+}
+
+/// An initramfs whose first process runs for ever.
+fn silent(folder: &Path) -> Result<()> {
+    let tree = folder.join("tree");
+    std::fs::create_dir_all(tree.join("bin"))?;
+    std::fs::copy(lab_program("bin/busybox")?, tree.join("bin/sh"))?;
+    std::fs::write(tree.join("init"), "#!/bin/sh\necho no agent here\nwhile :; do :; done\n")?;
+    let line =
+        "chmod 755 init bin/sh && printf 'init\nbin\nbin/sh\n' | cpio -o -H newc --quiet >../initramfs";
+    let status = Command::new("sh").args(["-c", line]).current_dir(&tree).status()?;
+    anyhow::ensure!(status.success(), "cpio: {status}");
+    Ok(())
 }

@@ -358,6 +358,13 @@ impl Watcher {
     }
 }
 
+impl Qemu {
+    /// The last the guest printed, on one bounded line without control characters; empty when it printed nothing.
+    pub fn last_words(&self) -> String {
+        console::last_words(&self.config.console.path)
+    }
+}
+
 /// Remembers the reason of a shutdown; false when the connection is closed.
 fn note(event: Result<QmpEvent, broadcast::error::RecvError>, reason: &mut Option<String>) -> bool {
     match event {
