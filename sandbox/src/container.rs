@@ -55,6 +55,8 @@ pub struct Container {
     pub user: String,
     /// Whose process ids it sees.
     pub pid_namespace: v1::PidNamespace,
+    /// The container whose process ids it sees, with [`v1::PidNamespace::Container`].
+    pub pid_container: String,
     /// Plugged disks that it sees as device nodes.
     pub block_devices: Vec<v1::BlockDevice>,
 }

@@ -210,7 +210,7 @@ impl Sandbox {
     /// When the disks can't be made or plugged, or the agent refuses; nothing is left of the container then.
     /// [`Error::is_not_found`] and [`Error::is_not_executable`] tell about the program.
     pub async fn create(&self, container: Container, io: Io) -> Result<Process, Error> {
-        let Container { id, root, spec, user, pid_namespace, block_devices } = container;
+        let Container { id, root, spec, user, pid_namespace, pid_container, block_devices } = container;
         let spec =
             serde_json::to_vec(&spec).map_err(|error| Error::Spec(oci_spec::OciSpecError::SerDe(error)))?;
         // The streams are opened while the disks are plugged.
@@ -222,8 +222,16 @@ impl Sandbox {
             let (rootfs, attached) = (rootfs?, attached?);
             self.reached(Step::Devices);
             let stdio = attached.stdio;
-            let new =
-                NewContainer { id: id.clone(), rootfs, spec, user, stdio, pid_namespace, block_devices };
+            let new = NewContainer {
+                id: id.clone(),
+                rootfs,
+                spec,
+                user,
+                stdio,
+                pid_namespace,
+                pid_container,
+                block_devices,
+            };
             self.while_alive(self.agent.create_container(new)).await?;
             self.reached(Step::Rootfs);
             attached.started(self.agent.clone(), id.clone(), String::new())

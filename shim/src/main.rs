@@ -9,6 +9,7 @@ mod cleanup;
 mod config;
 mod events;
 mod failure;
+mod info;
 mod io;
 mod logging;
 mod metrics;
@@ -29,10 +30,6 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use containerd_shim::Flags;
 use containerd_shim::protos::protobuf::Message;
-use containerd_shim::protos::types::introspection::RuntimeInfo;
-
-/// What containerd calls this runtime.
-const RUNTIME: &str = "io.containerd.cloister.v2";
 
 fn main() -> ExitCode {
     match run() {
@@ -52,19 +49,13 @@ fn run() -> Result<()> {
         return Ok(());
     }
     if flags.info {
-        return info();
+        return answer(&info::message()?);
     }
     match flags.action.as_str() {
         "start" => bootstrap::start(&flags),
         "delete" => delete(&flags),
         _ => serve::run(&flags),
     }
-}
-
-/// Describes the runtime; it has no features that containerd would have to check specifications against.
-fn info() -> Result<()> {
-    let info = RuntimeInfo { name: RUNTIME.to_owned(), ..RuntimeInfo::default() };
-    answer(&info.write_to_bytes()?)
 }
 
 fn delete(flags: &Flags) -> Result<()> {

@@ -69,7 +69,7 @@ pub fn is_privileged(spec: &Spec) -> bool {
     })
 }
 
-/// Whose process ids a container sees. A path to a namespace is the pod's: there is no other.
+/// Whose process ids a container sees, unless it joins another container's. A path to a namespace is the pod's.
 pub fn pid_namespace(spec: &Spec) -> PidNamespace {
     match namespace(spec, LinuxNamespaceType::Pid) {
         Some(namespace) if namespace.path().as_ref().is_some_and(|path| !path.as_os_str().is_empty()) => {
@@ -78,6 +78,12 @@ pub fn pid_namespace(spec: &Spec) -> PidNamespace {
         Some(_) => PidNamespace::Own,
         None => PidNamespace::Guest,
     }
+}
+
+/// The process whose process ids a container joins: containerd names the namespace `/proc/PID/ns/pid`.
+pub fn joined_process(spec: &Spec) -> Option<u32> {
+    let path = namespace(spec, LinuxNamespaceType::Pid)?.path().as_ref()?;
+    path.strip_prefix("/proc").ok()?.parent()?.parent()?.to_str()?.parse().ok()
 }
 
 /// A namespace of a specification.
@@ -161,6 +167,8 @@ pub fn translate(host: &Spec, mounts: Vec<Mount>) -> Result<Spec> {
     linux.set_sysctl(None);
     linux.set_intel_rdt(None);
     linux.set_mount_label(None);
+    // Mounts of the host come with the folders that are shared; the guest has nothing to pass on.
+    linux.set_rootfs_propagation(None);
     let devices = devices(linux.devices().as_deref().unwrap_or_default(), privileged)?;
     let resources = linux.resources().clone().map(|resources| resources_for(resources, &devices));
     linux.set_resources(resources);

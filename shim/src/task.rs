@@ -62,7 +62,7 @@ impl Service {
             id: req.id.clone(),
             exec_id: req.exec_id.clone(),
             bundle: container.bundle.display().to_string(),
-            pid: self.0.pid(),
+            pid: self.0.pid_of(&req.id),
             stdin: process.names.stdin.clone(),
             stdout: process.names.stdout.clone(),
             stderr: process.names.stderr.clone(),
@@ -84,6 +84,7 @@ impl Service {
     }
 
     async fn delete_of(&self, req: &DeleteRequest) -> Result<DeleteResponse> {
+        let pid = self.0.pid_of(&req.id);
         let end = if req.exec_id.is_empty() {
             self.0.delete(&req.id).await?
         } else {
@@ -96,7 +97,7 @@ impl Service {
             process.end().unwrap_or(End { code: 0, at: std::time::SystemTime::now() })
         };
         Ok(DeleteResponse {
-            pid: self.0.pid(),
+            pid,
             exit_status: end.code,
             exited_at: Some(timestamp(end.at)).into(),
             ..DeleteResponse::default()
@@ -259,7 +260,7 @@ impl Task for Service {
         let connect = async {
             Ok(ConnectResponse {
                 shim_pid: std::process::id(),
-                task_pid: self.0.pid(),
+                task_pid: self.0.pid_of(&req.id),
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 ..ConnectResponse::default()
             })

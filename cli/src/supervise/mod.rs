@@ -317,6 +317,7 @@ async fn start(plan: Plan, image: &Image, folder: &Folder, sandbox: &Sandbox) ->
         spec,
         user: plan.user,
         pid_namespace: PidNamespace::Own,
+        pid_container: String::new(),
         block_devices: Vec::new(),
     };
     sandbox.run(container, io).await.map_err(failed)

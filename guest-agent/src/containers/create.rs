@@ -86,6 +86,15 @@ impl Containers {
             Ok(PidNamespace::Own) => Ok(Pids::Spec),
             Ok(PidNamespace::Pod) => self.pids.path(&self.reaper).map(Pids::Shared),
             Ok(PidNamespace::Guest) => Ok(Pids::Guest),
+            Ok(PidNamespace::Container) => {
+                let target = &request.pid_container;
+                let init = self.get(target)?.process("")?;
+                if init.exit().is_some() {
+                    let ended = format!("container {target} has ended: there are no process ids to share");
+                    return Err(Error::state(ended));
+                }
+                Ok(Pids::Shared(format!("/proc/{}/ns/pid", init.pid).into()))
+            }
             Err(_) => Err(Error::invalid(format!("PID namespace {} is none", request.pid_namespace))),
         }
     }

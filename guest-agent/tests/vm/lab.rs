@@ -160,6 +160,7 @@ impl Lab {
             spec: spec::build(&ImageConfig::default(), wishes).unwrap(),
             user: String::new(),
             pid_namespace: PidNamespace::Own,
+            pid_container: String::new(),
             block_devices: Vec::new(),
         }
     }

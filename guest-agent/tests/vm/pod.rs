@@ -170,6 +170,28 @@ async fn containers_share_volumes_names_and_process_ids() {
         assert!(Instant::now() < deadline, "a process outlived its container");
         number += 1;
     }
+    // Those of one other container.
+    let (_target, up, _) = lab
+        .start_container(
+            container(&lab, "target", &["sh", "-c", "echo up; exec sleep 1000"], &[]),
+            None,
+            None,
+        )
+        .await
+        .unwrap();
+    crate::until(&up, "up").await;
+    let joining = |id: &str, target: &str| {
+        let mut joining =
+            container(&lab, id, &["sh", "-c", "cat /proc/1/comm; ls -d /proc/[0-9]* | wc -l"], &[]);
+        (joining.pid_namespace, joining.pid_container) = (PidNamespace::Container, target.to_owned());
+        joining
+    };
+    let (process, out, err) = lab.start_container(joining("debug", "target"), None, None).await.unwrap();
+    let end = outcome(process, &out, &err).await;
+    assert!(end.stdout.starts_with("sleep\n"), "{end:?}");
+    for (id, ended) in [("late", "third"), ("never", "nobody")] {
+        assert!(lab.start_container(joining(id, ended), None, None).await.is_err(), "{ended}");
+    }
     // A working folder outside of the root is none.
     let mut outside = wishes(&["true"]);
     outside.cwd = Some("/proc/1/root".into());

@@ -58,6 +58,8 @@ pub struct NewContainer {
     pub stdio: Stdio,
     /// Whose process ids it sees.
     pub pid_namespace: v1::PidNamespace,
+    /// The container whose process ids it sees, with [`v1::PidNamespace::Container`].
+    pub pid_container: String,
     /// Plugged disks that it sees as device nodes.
     pub block_devices: Vec<v1::BlockDevice>,
 }
@@ -89,6 +91,7 @@ impl Agent {
             user: container.user,
             stdio: Some(container.stdio.into_message()),
             pid_namespace: container.pid_namespace.into(),
+            pid_container: container.pid_container,
             block_devices: container.block_devices,
         };
         pid(CALL, call(CALL, SLOW, self.client.clone().create_container(request)).await?.pid)

@@ -7,11 +7,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::Context;
 use cloister_image::LayerFile;
-use cloister_sandbox::{BlockDevice, Root};
+use cloister_sandbox::{BlockDevice, PidNamespace, Root};
 use containerd_shim::protos::types::mount::Mount;
 use oci_spec::runtime::Spec;
 use tracing::Instrument;
 
+use super::standin::StandIn;
 use super::{Files, Machine, Pod, Setup};
 use crate::failure::{Failure, Result};
 use crate::io::Names;
@@ -42,6 +43,8 @@ pub struct Container {
     /// Its bundle.
     pub bundle: PathBuf,
     kind: Kind,
+    /// What stands for it on the host, when it is one of a pod's.
+    stand_in: Option<StandIn>,
     /// Its own process.
     pub init: Arc<Process>,
     execs: Mutex<HashMap<String, Arc<Process>>>,
@@ -54,11 +57,12 @@ pub struct Container {
 }
 
 impl Container {
-    pub(super) fn new(new: &NewContainer, kind: Kind, limits: Limits) -> Self {
+    pub(super) fn new(new: &NewContainer, kind: Kind, stand_in: Option<StandIn>, limits: Limits) -> Self {
         Self {
             id: new.id.clone(),
             bundle: new.bundle.clone(),
             kind,
+            stand_in,
             init: Arc::new(Process::new(&new.id, "", "", new.names.clone(), Vec::new())),
             execs: Mutex::default(),
             next: AtomicU64::new(0),
@@ -66,6 +70,11 @@ impl Container {
             limits: Mutex::new(limits),
             layers: Mutex::default(),
         }
+    }
+
+    /// The process id that is its own on the host, if it has one.
+    pub fn pid(&self) -> Option<u32> {
+        self.stand_in.as_ref().map(|stand_in| stand_in.pid)
     }
 
     /// Whether it only stands for the pod.
@@ -147,7 +156,11 @@ impl Pod {
         let spec = options::read(&new.bundle)?;
         let (kind, _) = options::kind(&new.id, &options::annotations(&spec));
         let resources = spec.linux().as_ref().and_then(|linux| linux.resources().clone());
-        let container = Arc::new(Container::new(&new, kind, spec::limits(resources.as_ref())));
+        let stand_in = match kind {
+            Kind::Member => Some(StandIn::start(self.recorded().netns.as_deref())?),
+            Kind::Sandbox | Kind::Single => None,
+        };
+        let container = Arc::new(Container::new(&new, kind, stand_in, spec::limits(resources.as_ref())));
         {
             let mut containers = self.containers();
             if containers.contains_key(&new.id) {
@@ -173,8 +186,9 @@ impl Pod {
         if kind != Kind::Sandbox {
             self.counted.created(options::annotations(&spec).get(NAME).map(String::as_str));
         }
-        self.events.created(&new.id, &new.bundle.display().to_string(), &new.names, self.pid());
-        Ok(self.pid())
+        let pid = self.pid_of(&new.id);
+        self.events.created(&new.id, &new.bundle.display().to_string(), &new.names, pid);
+        Ok(pid)
     }
 
     /// The machine, if it serves now.
@@ -239,12 +253,14 @@ impl Pod {
             let path = block.path.display().to_string();
             block_devices.push(BlockDevice { serial, path, read_only: block.read_only, mode, uid, gid });
         }
+        let (pid_namespace, pid_container) = self.pids_for(host);
         let guest = cloister_sandbox::Container {
             id: new.id.clone(),
             root,
             spec: spec::translate(host, prepared.mounts)?,
             user: String::new(),
-            pid_namespace: spec::pid_namespace(host),
+            pid_namespace,
+            pid_container,
             block_devices,
         };
         let io = container.init.open()?;
@@ -253,6 +269,17 @@ impl Pod {
         let follow = Arc::clone(self).follow(machine, Arc::clone(&container.init), process);
         tokio::spawn(follow.in_current_span());
         Ok(())
+    }
+
+    /// Whose process ids a new container sees, and which container's if it is one's.
+    fn pids_for(&self, spec: &Spec) -> (PidNamespace, String) {
+        let joined = spec::joined_process(spec);
+        let containers = self.containers();
+        let target = containers.values().find(|container| joined.is_some() && container.pid() == joined);
+        match target {
+            Some(target) => (PidNamespace::Container, target.id.clone()),
+            None => (spec::pid_namespace(spec), String::new()),
+        }
     }
 
     /// Takes a container away that does not run.
@@ -278,8 +305,9 @@ impl Pod {
             machine.volumes.release(id).await;
         }
         let end = container.init.end().unwrap_or(End { code: 137, at: std::time::SystemTime::now() });
+        let pid = self.pid_of(id);
         self.containers().remove(id);
-        self.events.deleted(id, self.pid(), end.code, end.at);
+        self.events.deleted(id, pid, end.code, end.at);
         Ok(end)
     }
 }

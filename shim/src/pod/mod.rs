@@ -6,6 +6,7 @@ mod network;
 mod processes;
 mod resources;
 mod setup;
+mod standin;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -16,7 +17,7 @@ use tokio::sync::watch;
 
 pub use self::container::{Container, NewContainer};
 pub use self::machine::{Machine, Stage};
-pub use self::setup::{Files, Setup, host_network};
+pub use self::setup::{Files, Refused, Setup};
 use crate::config::Config;
 use crate::events::Events;
 use crate::failure::{Failure, Result};
@@ -70,9 +71,15 @@ impl Pod {
         })
     }
 
-    /// What stands for the processes of the guest on the host: the monitor's process id.
+    /// What stands for the pod on the host: the monitor's process id.
     pub fn pid(&self) -> u32 {
         self.pid.load(Ordering::Relaxed)
+    }
+
+    /// What stands for the processes of a container on the host.
+    pub fn pid_of(&self, container: &str) -> u32 {
+        let own = self.containers().get(container).and_then(|container| container.pid());
+        own.unwrap_or_else(|| self.pid())
     }
 
     /// How far its machine has come.
@@ -147,7 +154,8 @@ impl Pod {
             && let Some(end) = process.end()
         {
             tracing::info!(container = process.container, exec = process.exec, code, reason, "process ended");
-            self.events.exited(&process.container, &process.exec, self.pid(), code, end.at);
+            let pid = self.pid_of(&process.container);
+            self.events.exited(&process.container, &process.exec, pid, code, end.at);
             let of_sandbox = self.container(&process.container).is_ok_and(|c| c.is_sandbox());
             if process.exec.is_empty() && !of_sandbox {
                 self.counted.exited(ending);

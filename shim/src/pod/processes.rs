@@ -40,12 +40,12 @@ impl Pod {
             }
             self.machine().await?;
             process.started();
-            self.events.started(id, self.pid());
+            self.events.started(id, self.pid_of(id));
         } else if exec.is_empty() {
             let machine = self.present()?;
             machine.sandbox.start(id).await.map_err(|error| cannot_run("create", &error))?;
             process.started();
-            self.events.started(id, self.pid());
+            self.events.started(id, self.pid_of(id));
         } else {
             if container.init.state() != State::Running {
                 return Err(Failure::Precondition(format!("container {id} does not run")));
@@ -63,11 +63,11 @@ impl Pod {
                 }
             };
             process.started();
-            self.events.exec_started(id, exec, self.pid());
+            self.events.exec_started(id, exec, self.pid_of(id));
             let follow = Arc::clone(self).follow(machine, Arc::clone(&process), started);
             tokio::spawn(follow.in_current_span());
         }
-        Ok(self.pid())
+        Ok(self.pid_of(id))
     }
 
     /// Stays with a process until it has ended and its output has arrived.

@@ -98,7 +98,7 @@ impl Setup {
     /// Reads the specification of a sandbox container, or of a container that is a pod of its own.
     ///
     /// # Errors
-    /// When it wants the host's network.
+    /// When it wants of the host what a machine of its own does not have.
     pub fn from_spec(kind: Kind, spec: &Spec) -> Result<Self> {
         let linux = spec.linux().clone().unwrap_or_default();
         let annotations = crate::options::annotations(spec);
@@ -107,7 +107,13 @@ impl Setup {
             network.and_then(|network| network.path().clone()).filter(|path| !path.as_os_str().is_empty());
         // The CRI plugin always names the namespace it made.
         if network.is_none() || (kind == Kind::Sandbox && netns.is_none()) {
-            return Err(host_network());
+            return Err(Refused::HostNetwork.into());
+        }
+        if kind == Kind::Sandbox && spec::namespace(spec, LinuxNamespaceType::Ipc).is_none() {
+            return Err(Refused::HostIpc.into());
+        }
+        if spec::namespace(spec, LinuxNamespaceType::User).is_some() {
+            return Err(Refused::HostUsers.into());
         }
         let limits = match kind {
             Kind::Sandbox => annotated(&annotations),
@@ -129,11 +135,31 @@ impl Setup {
     }
 }
 
-/// Why a pod with the host's network can't be.
-pub fn host_network() -> Failure {
-    Failure::Invalid(
-        "hostNetwork pods cannot run in a microVM: its network is not the host's; remove hostNetwork or use another runtime class".to_owned(),
-    )
+/// What a pod cannot share with the host, or leave to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refused {
+    /// `hostNetwork: true`.
+    HostNetwork,
+    /// `hostIPC: true`.
+    HostIpc,
+    /// `hostUsers: false`: a user namespace.
+    HostUsers,
+}
+
+impl From<Refused> for Failure {
+    fn from(refused: Refused) -> Self {
+        let (field, why) = match refused {
+            Refused::HostNetwork => ("hostNetwork", "its network is not the host's"),
+            Refused::HostIpc => ("hostIPC", "its kernel has no shared memory or queues of the host"),
+            Refused::HostUsers => (
+                "hostUsers: false",
+                "its users are the guest's own kernel's already and none of the host's, and volumes cannot be mapped",
+            ),
+        };
+        Self::Invalid(format!(
+            "{field} pods cannot run in a microVM: {why}; remove it from the pod or use another runtime class"
+        ))
+    }
 }
 
 fn name(annotations: &HashMap<String, String>) -> Option<String> {
@@ -159,7 +185,7 @@ mod tests {
         let json = format!(
             r#"{{"ociVersion":"1.1.0","hostname":"web-0","annotations":{{{annotations}}},
                 "linux":{{"cgroupsPath":"/kubepods/pod1/abc","sysctl":{{"net.ipv4.ip_forward":"1"}},
-                "namespaces":[{namespaces}]}}}}"#
+                "namespaces":[{{"type":"mount"}}{namespaces}]}}}}"#
         );
         serde_json::from_str(&json).unwrap()
     }
@@ -167,7 +193,7 @@ mod tests {
     #[test]
     fn a_sandbox_containers_specification_tells_what_the_pod_is() {
         let annotations = r#""io.kubernetes.cri.sandbox-namespace":"shop","io.kubernetes.cri.sandbox-name":"web-0","io.kubernetes.cri.sandbox-memory":"67108864","io.kubernetes.cri.sandbox-cpu-quota":"150000","io.kubernetes.cri.sandbox-cpu-period":"100000""#;
-        let spec = spec(r#"{"type":"network","path":"/var/run/netns/cni-1"}"#, annotations);
+        let spec = spec(r#",{"type":"ipc"},{"type":"network","path":"/var/run/netns/cni-1"}"#, annotations);
         let setup = Setup::from_spec(Kind::Sandbox, &spec).unwrap();
         assert_eq!((setup.name.as_deref(), setup.hostname.as_str()), (Some("shop/web-0"), "web-0"));
         assert_eq!(setup.netns.as_deref(), Some(std::path::Path::new("/var/run/netns/cni-1")));
@@ -177,12 +203,20 @@ mod tests {
     }
 
     #[test]
-    fn host_network_is_refused_by_its_name() {
-        for namespaces in ["", r#"{"type":"network"}"#] {
-            let error = Setup::from_spec(Kind::Sandbox, &spec(namespaces, "")).unwrap_err();
-            assert!(error.to_string().contains("hostNetwork"), "{error}");
+    fn what_is_the_hosts_is_refused_by_its_name() {
+        let network = r#",{"type":"network","path":"/n"}"#;
+        let user = format!(r#"{network},{{"type":"ipc"}},{{"type":"user"}}"#);
+        for (namespaces, name) in [
+            ("", "hostNetwork"),
+            (r#",{"type":"ipc"},{"type":"network"}"#, "hostNetwork"),
+            (network, "hostIPC"),
+            (&user, "hostUsers: false"),
+        ] {
+            let error = Setup::from_spec(Kind::Sandbox, &spec(namespaces, "")).unwrap_err().to_string();
+            assert!(error.starts_with(name) && error.contains("another runtime class"), "{error}");
         }
-        assert!(Setup::from_spec(Kind::Single, &spec(r#"{"type":"network"}"#, "")).is_ok());
+        assert!(Setup::from_spec(Kind::Single, &spec(r#",{"type":"network"}"#, "")).is_ok());
+        assert!(Setup::from_spec(Kind::Single, &spec(&user, "")).is_err());
     }
 
     #[test]
@@ -204,7 +238,7 @@ mod tests {
     fn annotations_of_0_are_no_limits() {
         let annotations =
             r#""io.kubernetes.cri.sandbox-memory":"0","io.kubernetes.cri.sandbox-cpu-quota":"0""#;
-        let spec = spec(r#"{"type":"network","path":"/n"}"#, annotations);
+        let spec = spec(r#",{"type":"ipc"},{"type":"network","path":"/n"}"#, annotations);
         assert_eq!(Setup::from_spec(Kind::Sandbox, &spec).unwrap().limits, Limits::default());
     }
 }

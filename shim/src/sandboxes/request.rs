@@ -10,7 +10,7 @@ use containerd_shim::protos::sandbox_api::CreateSandboxRequest;
 use prost::Message;
 
 use crate::failure::{Failure, Result};
-use crate::pod::{Files, Setup, host_network};
+use crate::pod::{Files, Refused, Setup};
 use crate::spec::{Limits, millis};
 
 /// The type of the message, after the last slash of its URL.
@@ -70,10 +70,20 @@ struct LinuxSandboxSecurityContext {
     privileged: bool,
 }
 
-#[derive(Clone, PartialEq, Message)]
+#[derive(Clone, Copy, PartialEq, Message)]
 struct NamespaceOption {
     #[prost(int32, tag = "1")]
     network: i32,
+    #[prost(int32, tag = "3")]
+    ipc: i32,
+    #[prost(message, optional, tag = "5")]
+    userns_options: Option<UserNamespace>,
+}
+
+#[derive(Clone, Copy, PartialEq, Message)]
+struct UserNamespace {
+    #[prost(int32, tag = "1")]
+    mode: i32,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -89,7 +99,7 @@ struct LinuxContainerResources {
 /// What the pod is to be.
 ///
 /// # Errors
-/// When it wants the host's network, or the message is not the CRI's.
+/// When it wants of the host what a machine of its own does not have, or the message is not the CRI's.
 pub fn setup(request: &CreateSandboxRequest) -> Result<Setup> {
     let any = request.options.as_ref();
     let config = match any {
@@ -102,9 +112,15 @@ pub fn setup(request: &CreateSandboxRequest) -> Result<Setup> {
     };
     let linux = config.linux.unwrap_or_default();
     let security = linux.security_context.unwrap_or_default();
-    let on_host = security.namespace_options.is_some_and(|options| options.network == NODE);
-    if on_host || (any.is_some() && request.netns_path.is_empty()) {
-        return Err(host_network());
+    let namespaces = security.namespace_options.unwrap_or_default();
+    if namespaces.network == NODE || (any.is_some() && request.netns_path.is_empty()) {
+        return Err(Refused::HostNetwork.into());
+    }
+    if namespaces.ipc == NODE {
+        return Err(Refused::HostIpc.into());
+    }
+    if namespaces.userns_options.is_some_and(|users| users.mode != NODE) {
+        return Err(Refused::HostUsers.into());
     }
     let mut annotations = config.annotations;
     annotations.extend(request.annotations.clone());
@@ -170,7 +186,7 @@ mod tests {
         }
     }
 
-    fn config(network: i32) -> PodSandboxConfig {
+    fn config(namespaces: NamespaceOption) -> PodSandboxConfig {
         PodSandboxConfig {
             metadata: Some(PodSandboxMetadata { name: "web-0".to_owned(), namespace: "shop".to_owned() }),
             hostname: "web".to_owned(),
@@ -183,7 +199,7 @@ mod tests {
             linux: Some(LinuxPodSandboxConfig {
                 cgroup_parent: "/kubepods/podx".to_owned(),
                 security_context: Some(LinuxSandboxSecurityContext {
-                    namespace_options: Some(NamespaceOption { network }),
+                    namespace_options: Some(namespaces),
                     privileged: true,
                 }),
                 sysctls: HashMap::new(),
@@ -198,7 +214,7 @@ mod tests {
 
     #[test]
     fn the_message_tells_what_the_pod_is() {
-        let setup = setup(&request(&config(0), "/run/netns/x")).unwrap();
+        let setup = setup(&request(&config(NamespaceOption::default()), "/run/netns/x")).unwrap();
         assert_eq!((setup.hostname.as_str(), setup.privileged), ("web", true));
         assert_eq!(setup.name.as_deref(), Some("shop/web-0"));
         assert_eq!(setup.limits, Limits { memory: Some(1 << 30), cpu: Some(2500) });
@@ -208,9 +224,19 @@ mod tests {
     }
 
     #[test]
-    fn host_network_is_refused() {
-        assert!(setup(&request(&config(NODE), "/run/netns/x")).is_err());
-        assert!(setup(&request(&config(0), "")).unwrap_err().to_string().contains("hostNetwork"));
+    fn what_is_the_hosts_is_refused() {
+        let pod = NamespaceOption::default();
+        let users = |mode| NamespaceOption { userns_options: Some(UserNamespace { mode }), ..pod };
+        for (namespaces, netns, name) in [
+            (NamespaceOption { network: NODE, ..pod }, "/run/netns/x", "hostNetwork"),
+            (pod, "", "hostNetwork"),
+            (NamespaceOption { ipc: NODE, ..pod }, "/run/netns/x", "hostIPC"),
+            (users(0), "/run/netns/x", "hostUsers: false"),
+        ] {
+            let error = setup(&request(&config(namespaces), netns)).unwrap_err().to_string();
+            assert!(error.starts_with(name), "{error}");
+        }
+        assert!(setup(&request(&config(users(NODE)), "/run/netns/x")).is_ok());
     }
 
     #[test]

@@ -16,7 +16,7 @@ fn linux(spec: &Spec) -> oci_spec::runtime::Linux {
 #[test]
 fn what_names_things_of_the_host_is_left_out() {
     let host = spec(
-        r#""cgroupsPath":"/kubepods/x","sysctl":{"net.x":"1"},
+        r#""cgroupsPath":"/kubepods/x","sysctl":{"net.x":"1"},"rootfsPropagation":"rslave",
            "seccomp":{"defaultAction":"SCMP_ACT_ERRNO"},
            "namespaces":[{"type":"pid"},{"type":"mount"},{"type":"network","path":"/proc/7/ns/net"},
              {"type":"ipc","path":"/proc/7/ns/ipc"},{"type":"uts","path":"/proc/7/ns/uts"},{"type":"cgroup"}]"#,
@@ -24,6 +24,7 @@ fn what_names_things_of_the_host_is_left_out() {
     let guest = translate(&host, Vec::new()).unwrap();
     let kinds: Vec<_> = linux(&guest).namespaces().clone().unwrap().iter().map(|n| n.typ()).collect();
     assert_eq!(kinds, [LinuxNamespaceType::Mount, LinuxNamespaceType::Pid, LinuxNamespaceType::Cgroup]);
+    assert!(linux(&guest).rootfs_propagation().is_none());
     assert!(linux(&guest).cgroups_path().is_none() && guest.hooks().is_none() && guest.hostname().is_none());
     assert!(guest.annotations().as_ref().unwrap().is_empty());
     assert!(linux(&guest).seccomp().is_some(), "the filter stays on");
@@ -34,6 +35,9 @@ fn the_pid_namespace_is_own_pod_or_guest() {
     assert_eq!(pid_namespace(&spec(r#""namespaces":[{"type":"pid"}]"#)), PidNamespace::Own);
     let joined = r#""namespaces":[{"type":"pid","path":"/proc/7/ns/pid"}]"#;
     assert_eq!(pid_namespace(&spec(joined)), PidNamespace::Pod);
+    assert_eq!(joined_process(&spec(joined)), Some(7));
+    assert_eq!(joined_process(&spec(r#""namespaces":[{"type":"pid"}]"#)), None);
+    assert_eq!(joined_process(&spec(r#""namespaces":[{"type":"pid","path":"/proc/self/ns/pid"}]"#)), None);
     assert_eq!(pid_namespace(&spec(r#""namespaces":[{"type":"mount"}]"#)), PidNamespace::Guest);
 }
 
@@ -84,7 +88,7 @@ fn character_devices_keep_their_names_and_foreign_ones_are_refused() {
 #[test]
 fn limits_are_read_in_bytes_and_thousandths() {
     let host = spec(
-        r#""resources":{"memory":{"limit":1048576},"cpu":{"quota":150000,"period":100000,"cpus":"3-5"}}"#,
+        r#""resources":{"memory":{"limit":1048576},"cpu":{"quota":150000,"period":100000,"cpus":"3-5","mems":"1"}}"#,
     );
     let resources = linux(&host).resources().clone();
     assert_eq!(limits(resources.as_ref()), Limits { memory: Some(1 << 20), cpu: Some(1500) });
@@ -92,5 +96,10 @@ fn limits_are_read_in_bytes_and_thousandths() {
     let unlimited = spec(r#""resources":{"memory":{"limit":-1},"cpu":{"quota":-1}}"#);
     assert_eq!(limits(linux(&unlimited).resources().as_ref()), Limits::default());
     let guest = linux(&translate(&host, Vec::new()).unwrap()).resources().clone().unwrap();
-    assert!(guest.cpu().clone().unwrap().cpus().is_none(), "processors have other numbers in the guest");
+    let cpu = guest.cpu().clone().unwrap();
+    assert!(
+        cpu.cpus().is_none() && cpu.mems().is_none(),
+        "processors and memory have other numbers in the guest"
+    );
+    assert_eq!((cpu.quota(), cpu.period()), (Some(150_000), Some(100_000)), "the limit holds");
 }

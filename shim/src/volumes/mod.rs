@@ -19,7 +19,7 @@ use tokio::task::JoinSet;
 
 pub use self::empty_dir::sizes;
 use self::kind::Kind;
-use self::staging::Staging;
+use self::staging::{Access, Staging};
 use crate::failure::{Failure, Result};
 
 /// The tag of the one share.
@@ -109,7 +109,7 @@ impl Volumes {
                     .ok_or_else(|| Failure::Other(format!("{} was not copied", source.display())))?,
                 Some(Kind::Files(folder, part)) => below(self.files_volume(&mut inner, folder).await?, &part),
                 Some(Kind::EmptyDir(folder, part)) => below(self.empty_dir(&mut inner, folder).await?, &part),
-                Some(Kind::Share) => self.share(&mut inner, container, &source, read_only(mount)).await?,
+                Some(Kind::Share) => self.share(&mut inner, container, &source, access(mount)).await?,
             };
             let mut moved = mount.clone();
             moved.set_source(Some(guest.into()));
@@ -171,11 +171,11 @@ impl Volumes {
         inner: &mut Inner,
         container: &str,
         source: &Path,
-        read_only: bool,
+        access: Access,
     ) -> Result<String> {
         let guest = self.staged(inner).await?;
         let (staging, _) = inner.staging.as_mut().ok_or_else(unshared)?;
-        let name = staging.bind(source, read_only)?;
+        let name = staging.bind(source, access)?;
         let path = format!("{guest}/{name}");
         inner.used.entry(container.to_owned()).or_default().entries.push(name);
         Ok(path)
@@ -233,18 +233,35 @@ fn kind_of(mount: &Mount) -> Result<Option<Kind>> {
         return Ok(None);
     }
     let source = mount.source().clone().unwrap_or_default();
+    if has(mount, &["shared", "rshared"]) {
+        return Err(Failure::Invalid(format!(
+            "cannot mount {} with mountPropagation Bidirectional: mounts made in a microVM are not the host's; use HostToContainer or another runtime class",
+            source.display()
+        )));
+    }
     kind::of(&source, mount.destination(), read_only(mount)).map(Some)
 }
 
 /// Whether a mount is of something on the host.
 pub fn is_bind(mount: &Mount) -> bool {
-    let options = mount.options().as_deref().unwrap_or_default();
-    mount.typ().as_deref() == Some("bind")
-        || options.iter().any(|option| matches!(option.as_str(), "bind" | "rbind"))
+    mount.typ().as_deref() == Some("bind") || has(mount, &["bind", "rbind"])
 }
 
 fn read_only(mount: &Mount) -> bool {
-    mount.options().iter().flatten().any(|option| matches!(option.as_str(), "ro" | "rro"))
+    has(mount, &["ro", "rro"])
+}
+
+fn access(mount: &Mount) -> Access {
+    Access {
+        read_only: read_only(mount),
+        recursive: has(mount, &["rro"]),
+        follow: has(mount, &["slave", "rslave"]),
+    }
+}
+
+/// Whether a mount has one of these options.
+fn has(mount: &Mount, names: &[&str]) -> bool {
+    mount.options().iter().flatten().any(|option| names.contains(&option.as_str()))
 }
 
 fn below(guest: String, part: &Path) -> String {
