@@ -1,17 +1,18 @@
 //! The daemon as a client of the containerd it serves.
 
-use std::collections::BTreeMap;
+mod configs;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
 use cloister_image::Digest;
 use hyper_util::rt::TokioIo;
-use serde::Deserialize;
 use tokio::net::UnixStream;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request};
 
+use self::configs::Configs;
 use crate::api::containers::v1 as containers;
 use crate::api::content::v1 as content;
 use crate::error::{Error, Result};
@@ -22,22 +23,6 @@ const DEADLINE: Duration = Duration::from_secs(10);
 const NAMESPACE: &str = "containerd-namespace";
 /// The namespace of the CRI, where a container's snapshot has the container's id.
 const CRI: &str = "k8s.io";
-
-/// Most bytes of an image config, and most configs of one chain of layers that are read.
-const MAX_CONFIG: i64 = 8 << 20;
-const MAX_CONFIGS: usize = 16;
-
-/// The part of an image config (image-spec `config.md`) that is of use here.
-#[derive(Default, Deserialize)]
-struct Config {
-    config: Option<RunConfig>,
-}
-
-#[derive(Default, Deserialize)]
-struct RunConfig {
-    #[serde(rename = "Volumes")]
-    volumes: Option<BTreeMap<String, serde::de::IgnoredAny>>,
-}
 
 /// Whose a snapshot is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,6 +39,7 @@ pub enum Owner {
 #[derive(Debug, Clone)]
 pub struct Containerd {
     channel: Channel,
+    configs: Configs,
 }
 
 impl Containerd {
@@ -67,7 +53,7 @@ impl Containerd {
             let path = path.clone();
             async move { UnixStream::connect(path).await.map(TokioIo::new) }
         }));
-        Ok(Self { channel })
+        Ok(Self { channel, configs: Configs::default() })
     }
 
     /// Whose snapshot `key` is.
@@ -94,40 +80,13 @@ impl Containerd {
         })
     }
 
-    /// The paths that images with this chain of layers, unpacked for `snapshotter`, declare as volumes.
-    pub async fn volumes(&self, namespace: &str, snapshotter: &str, chain: &Digest) -> Result<Vec<String>> {
-        // The unpacker ties an image's config to its last snapshot by this label.
-        let label = format!("labels.\"containerd.io/gc.ref.snapshot.{snapshotter}\"=={chain}");
-        let list = request(namespace, content::ListContentRequest { filters: vec![label] })?;
-        let mut client = content::content_client::ContentClient::new(self.channel.clone());
-        let fail = |status: tonic::Status| failed("list contents", &status);
-        let mut stream = client.list(list).await.map_err(fail)?.into_inner();
-        let mut configs = Vec::new();
-        while let Some(some) = stream.message().await.map_err(fail)? {
-            configs
-                .extend(some.info.into_iter().filter(|info| info.size <= MAX_CONFIG).map(|info| info.digest));
-        }
-        let mut volumes = Vec::new();
-        for digest in configs.into_iter().take(MAX_CONFIGS) {
-            let mut stream = self.read(namespace, &digest).await?;
-            let mut json = Vec::new();
-            let read = async {
-                while let Some(piece) = stream.message().await? {
-                    json.extend(piece.data);
-                }
-                Ok::<_, tonic::Status>(())
-            };
-            let late =
-                |_| Error::Containerd(format!("config {digest} did not arrive in {} s", DEADLINE.as_secs()));
-            tokio::time::timeout(DEADLINE, read)
-                .await
-                .map_err(late)?
-                .map_err(|s| failed("read a config", &s))?;
-            // Any content may carry the label; what is no image config has no volumes.
-            let config: Config = serde_json::from_slice(&json).unwrap_or_default();
-            volumes.extend(config.config.unwrap_or_default().volumes.unwrap_or_default().into_keys());
-        }
-        Ok(volumes)
+    /// The paths that images with this chain of layers declare as volumes.
+    pub async fn volumes(&self, namespace: &str, chain: &Digest) -> Result<Vec<String>> {
+        self.configs.volumes(self, namespace, chain).await
+    }
+
+    fn content(&self) -> content::content_client::ContentClient<Channel> {
+        content::content_client::ContentClient::new(self.channel.clone())
     }
 
     /// Starts to read a blob from its beginning.
@@ -136,12 +95,11 @@ impl Containerd {
         namespace: &str,
         digest: &str,
     ) -> Result<tonic::Streaming<content::ReadContentResponse>> {
-        let mut client = content::content_client::ContentClient::new(self.channel.clone());
         let read = content::ReadContentRequest { digest: digest.to_owned(), offset: 0, size: 0 };
         // The deadline of a whole layer would be a guess: whoever reads waits for each piece only so long.
         let mut request = request(namespace, read)?;
         request.set_timeout(Duration::from_secs(24 * 3600));
-        let reply = client.read(request).await.map_err(|status| match status.code() {
+        let reply = self.content().read(request).await.map_err(|status| match status.code() {
             Code::NotFound => Error::NotFound(format!("blob {digest} in containerd")),
             _ => failed("read a blob", &status),
         })?;

@@ -20,6 +20,12 @@ cases!(
     privileged_means_everything_of_the_pod_and_nothing_of_the_host,
 );
 
+/// What only microVMs refuse.
+mod of_microvms {
+    use super::*;
+    microvm_cases!(a_user_namespace_is_refused_with_a_reason);
+}
+
 fn number(value: i64) -> Option<api::Int64Value> {
     Some(api::Int64Value { value })
 }
@@ -191,5 +197,17 @@ pub fn privileged_means_everything_of_the_pod_and_nothing_of_the_host(rig: &Rig)
             "a disk of the host is in the guest: {output}"
         );
     }
+    Ok(())
+}
+
+pub fn a_user_namespace_is_refused_with_a_reason(rig: &Rig) -> Result<()> {
+    let ids = vec![api::IdMapping { host_id: 100_000, container_id: 0, length: 65_536 }];
+    let users = api::UserNamespace { mode: api::NamespaceMode::Pod.into(), uids: ids.clone(), gids: ids };
+    let mut config = rig.config();
+    let security = config.linux().security_context.get_or_insert_default();
+    security.namespace_options.get_or_insert_default().userns_options = Some(users);
+    let error = rig.run(config).err().map(|error| format!("{error:#}")).unwrap_or_default();
+    // With a sandbox container the snapshotter is asked first.
+    assert!(error.contains("hostUsers: false") && error.contains("remove it from the pod"), "{error}");
     Ok(())
 }

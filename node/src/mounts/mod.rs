@@ -55,9 +55,8 @@ impl Mounts {
         Self { state, host, containerd, turn: Mutex::new(()) }
     }
 
-    /// The mounts of snapshot `name` of the snapshotter that containerd calls `snapshotter`. With `ask`, containerd is asked
-    /// whose it is.
-    pub async fn of(self: &Arc<Self>, snapshotter: &str, name: &str, ask: bool) -> Result<Vec<Mount>> {
+    /// The mounts of snapshot `name`. With `ask`, containerd is asked whose it is.
+    pub async fn of(self: &Arc<Self>, name: &str, ask: bool) -> Result<Vec<Mount>> {
         let found = self.state.find(name)?;
         if found.record.kind == Kind::Committed {
             return Err(Error::Precondition(format!("snapshot {name} is committed: make a view of it")));
@@ -76,7 +75,7 @@ impl Mounts {
         };
         let volumes = match (owner, found.record.kind, found.chain) {
             (Owner::Unknown, Kind::Active, Some(chain)) if !found.dir.join(ACCOUNTS).exists() => {
-                self.containerd.volumes(namespace, snapshotter, &chain).await?
+                self.containerd.volumes(namespace, &chain).await?
             }
             _ => Vec::new(),
         };

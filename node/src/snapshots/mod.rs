@@ -1,6 +1,6 @@
 //! The snapshotter: layers, images and containers as containerd names them.
 
-mod chain;
+pub mod chain;
 pub mod disk;
 mod filter;
 pub mod record;

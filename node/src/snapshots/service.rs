@@ -8,7 +8,7 @@ use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
 
 use super::filter::Filter;
-use super::record::{Kind, Record, Time};
+use super::record::{Kind, Record, Time, client_key};
 use super::state::{Made, State};
 use super::usage;
 use crate::api::snapshots::v1 as api;
@@ -20,6 +20,10 @@ use crate::mounts::Mounts;
 
 /// Records in one message of a listing: far below gRPC's 4 MiB, with labels of up to 4 KiB each.
 const LIST_BATCH: usize = 100;
+
+/// What is said about a snapshot whose files would belong to other users.
+const REMAPPED: &str = "hostUsers: false (a user namespace) is not possible with this snapshotter, whose layers have one owner for all \
+     pods; remove it from the pod or use a handler with another snapshotter";
 
 /// The service.
 #[derive(Debug, Clone)]
@@ -38,7 +42,6 @@ impl Service {
     async fn create(
         &self,
         kind: Kind,
-        snapshotter: &str,
         key: String,
         parent: String,
         labels: HashMap<String, String>,
@@ -52,7 +55,7 @@ impl Service {
             tracing::debug!(key, "the layer is here already");
             return Err(Error::Exists(format!("what snapshot {key} is for")));
         }
-        match self.mounts.of(snapshotter, &key, false).await {
+        match self.mounts.of(&key, false).await {
             Ok(mounts) => Ok(mounts),
             Err(error) => {
                 // containerd knows nothing of it and would only find it at its next collection.
@@ -73,6 +76,12 @@ impl Service {
     }
 }
 
+/// Whether containerd is about to change the owner of every file of a snapshot: it names it `CHAIN…-remap` then.
+fn is_remapped(key: &str) -> bool {
+    let (_, key) = client_key(key);
+    key.starts_with("sha256:") && key.ends_with("-remap")
+}
+
 #[tonic::async_trait]
 impl api::snapshots_server::Snapshots for Service {
     async fn prepare(
@@ -80,8 +89,10 @@ impl api::snapshots_server::Snapshots for Service {
         request: Request<api::PrepareSnapshotRequest>,
     ) -> Result<Response<api::PrepareSnapshotResponse>, Status> {
         let request = request.into_inner();
-        let name = request.snapshotter;
-        let mounts = self.create(Kind::Active, &name, request.key, request.parent, request.labels).await?;
+        if is_remapped(&request.key) {
+            return Err(Error::Invalid(REMAPPED.to_owned()).into());
+        }
+        let mounts = self.create(Kind::Active, request.key, request.parent, request.labels).await?;
         Ok(Response::new(api::PrepareSnapshotResponse { mounts }))
     }
 
@@ -90,8 +101,7 @@ impl api::snapshots_server::Snapshots for Service {
         request: Request<api::ViewSnapshotRequest>,
     ) -> Result<Response<api::ViewSnapshotResponse>, Status> {
         let request = request.into_inner();
-        let name = request.snapshotter;
-        let mounts = self.create(Kind::View, &name, request.key, request.parent, request.labels).await?;
+        let mounts = self.create(Kind::View, request.key, request.parent, request.labels).await?;
         Ok(Response::new(api::ViewSnapshotResponse { mounts }))
     }
 
@@ -100,7 +110,7 @@ impl api::snapshots_server::Snapshots for Service {
         request: Request<api::MountsRequest>,
     ) -> Result<Response<api::MountsResponse>, Status> {
         let request = request.into_inner();
-        let mounts = self.mounts.of(&request.snapshotter, &request.key, true).await?;
+        let mounts = self.mounts.of(&request.key, true).await?;
         Ok(Response::new(api::MountsResponse { mounts }))
     }
 
@@ -193,4 +203,16 @@ fn info(record: Record) -> api::Info {
 
 fn timestamp(time: Time) -> prost_types::Timestamp {
     prost_types::Timestamp { seconds: time.seconds, nanos: time.nanos }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn snapshots_for_other_users_are_known_by_their_name() {
+        assert!(is_remapped("k8s.io/12/sha256:aa-100000-100000-remap"));
+        assert!(!is_remapped("k8s.io/12/sha256:aa"));
+        assert!(!is_remapped("default/3/my-remap"));
+    }
 }

@@ -73,7 +73,7 @@ impl Pod {
 
     async fn launch(self: &Arc<Self>, setup: Setup) -> Result<u32> {
         let netns = setup.netns.as_deref().map(Netns::open).transpose().map_err(|error| match error {
-            cloister_network::Error::HostNetwork(_) => super::Refused::HostNetwork.into(),
+            cloister_network::Error::HostNetwork(_) => super::Refused::Network.into(),
             other => Failure::other(other),
         })?;
         let config = self.machine_config(&setup)?;

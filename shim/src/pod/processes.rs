@@ -288,7 +288,7 @@ mod tests {
             rootfs: Vec::new(),
             names: Names::default(),
         };
-        let container = Arc::new(Container::new(&new, Kind::Member, Limits::default()));
+        let container = Arc::new(Container::new(&new, Kind::Member, None, Limits::default()));
         container.init.started();
         pod.containers().insert("c".to_owned(), container);
         pod.stage.send_replace(Stage::Gone("the pod was stopped".to_owned()));

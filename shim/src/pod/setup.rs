@@ -107,13 +107,13 @@ impl Setup {
             network.and_then(|network| network.path().clone()).filter(|path| !path.as_os_str().is_empty());
         // The CRI plugin always names the namespace it made.
         if network.is_none() || (kind == Kind::Sandbox && netns.is_none()) {
-            return Err(Refused::HostNetwork.into());
+            return Err(Refused::Network.into());
         }
         if kind == Kind::Sandbox && spec::namespace(spec, LinuxNamespaceType::Ipc).is_none() {
-            return Err(Refused::HostIpc.into());
+            return Err(Refused::Ipc.into());
         }
         if spec::namespace(spec, LinuxNamespaceType::User).is_some() {
-            return Err(Refused::HostUsers.into());
+            return Err(Refused::Users.into());
         }
         let limits = match kind {
             Kind::Sandbox => annotated(&annotations),
@@ -139,21 +139,21 @@ impl Setup {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refused {
     /// `hostNetwork: true`.
-    HostNetwork,
+    Network,
     /// `hostIPC: true`.
-    HostIpc,
+    Ipc,
     /// `hostUsers: false`: a user namespace.
-    HostUsers,
+    Users,
 }
 
 impl From<Refused> for Failure {
     fn from(refused: Refused) -> Self {
         let (field, why) = match refused {
-            Refused::HostNetwork => ("hostNetwork", "its network is not the host's"),
-            Refused::HostIpc => ("hostIPC", "its kernel has no shared memory or queues of the host"),
-            Refused::HostUsers => (
+            Refused::Network => ("hostNetwork", "its network is not the host's"),
+            Refused::Ipc => ("hostIPC", "its kernel has no shared memory or queues of the host"),
+            Refused::Users => (
                 "hostUsers: false",
-                "its users are the guest's own kernel's already and none of the host's, and volumes cannot be mapped",
+                "its users are not the host's anyway, and its volumes cannot be mapped to others",
             ),
         };
         Self::Invalid(format!(

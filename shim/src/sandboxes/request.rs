@@ -114,13 +114,13 @@ pub fn setup(request: &CreateSandboxRequest) -> Result<Setup> {
     let security = linux.security_context.unwrap_or_default();
     let namespaces = security.namespace_options.unwrap_or_default();
     if namespaces.network == NODE || (any.is_some() && request.netns_path.is_empty()) {
-        return Err(Refused::HostNetwork.into());
+        return Err(Refused::Network.into());
     }
     if namespaces.ipc == NODE {
-        return Err(Refused::HostIpc.into());
+        return Err(Refused::Ipc.into());
     }
     if namespaces.userns_options.is_some_and(|users| users.mode != NODE) {
-        return Err(Refused::HostUsers.into());
+        return Err(Refused::Users.into());
     }
     let mut annotations = config.annotations;
     annotations.extend(request.annotations.clone());

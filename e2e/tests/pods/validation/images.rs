@@ -4,6 +4,7 @@ use anyhow::{Context, Result, ensure};
 use cloister_e2e::Rig;
 use cloister_e2e::containerd::registry::Registry;
 use cloister_e2e::cri::api;
+use cloister_e2e::cri::spec::container;
 use cloister_e2e::pod_images::{BUSYBOX, CONFIGURED};
 
 fn spec(name: &str) -> Option<api::ImageSpec> {
@@ -126,4 +127,29 @@ pub fn usage(rig: &Rig) -> Result<()> {
 
 pub fn removing_a_missing_image(rig: &Rig) -> Result<()> {
     remove(rig, "registry.test/never/was:1")
+}
+
+pub fn an_image_is_mounted(rig: &Rig) -> Result<()> {
+    let pod = rig.pod()?;
+    let mut config = pod.shell("cat /image/data/seed; touch /image/x 2>/dev/null || echo refused");
+    config.mounts.push(api::Mount {
+        container_path: "/image".to_owned(),
+        image: spec(CONFIGURED),
+        readonly: true,
+        ..Default::default()
+    });
+    let outcome = pod.once_in(config)?;
+    ensure!(outcome == (0, "from the image\nrefused\n".to_owned()), "{outcome:?}");
+    Ok(())
+}
+
+/// Also when the image came after another one with the same layers, and only by name.
+pub fn volumes_keep_their_content(rig: &Rig) -> Result<()> {
+    rig.lab.ctr(&["images", "rm", "--sync", CONFIGURED])?;
+    restore(rig)?;
+    let mut config = container("volumes", CONFIGURED, &[]);
+    config.args = vec!["cat /data/seed".to_owned()];
+    let outcome = rig.pod()?.once_in(config)?;
+    ensure!(outcome == (0, "from the image\n".to_owned()), "{outcome:?}");
+    Ok(())
 }

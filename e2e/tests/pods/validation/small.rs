@@ -6,6 +6,7 @@ use anyhow::{Context, Result, ensure};
 use cloister_e2e::Rig;
 use cloister_e2e::cri::api;
 use cloister_e2e::cri::spec::{ContainerConfigExt, PodConfigExt};
+use cloister_e2e::pod_images::BUSYBOX;
 
 pub fn version_is_told(rig: &Rig) -> Result<()> {
     let version = rig.lab.cri.version(api::VersionRequest::default())?;
@@ -57,6 +58,15 @@ pub fn pod_is_removed(rig: &Rig) -> Result<()> {
     Ok(())
 }
 
+pub fn pods_counters_are_told(rig: &Rig) -> Result<()> {
+    let pod = rig.pod()?;
+    let _container = pod.idle()?;
+    let linux = pod.stats()?.linux.context("no counters")?;
+    ensure!(linux.memory.and_then(|m| m.working_set_bytes).context("no memory")?.value > 0);
+    ensure!(linux.network.and_then(|n| n.default_interface).context("no network")?.rx_bytes.is_some());
+    Ok(())
+}
+
 pub fn pods_counters_are_listed(rig: &Rig) -> Result<()> {
     let pods = [rig.pod()?, rig.pod()?];
     let stats = rig.lab.cri.list_pod_sandbox_stats(api::ListPodSandboxStatsRequest::default())?.stats;
@@ -97,6 +107,25 @@ pub fn container_is_removed(rig: &Rig) -> Result<()> {
     let container = rig.pod()?.idle()?;
     container.remove()?;
     ensure!(container.status().is_err());
+    Ok(())
+}
+
+pub fn containers_are_found(rig: &Rig) -> Result<()> {
+    let pod = rig.pod()?;
+    let mut config = pod.shell("sleep 1000");
+    config.labels = [("part".to_owned(), "one".to_owned())].into();
+    let running = pod.start(config)?;
+    let created = pod.create(pod.shell("sleep 1000"))?;
+    let found = |filter: api::ContainerFilter| -> Result<Vec<String>> {
+        let filter = Some(api::ContainerFilter { pod_sandbox_id: pod.id.clone(), ..filter });
+        let list = rig.lab.cri.list_containers(api::ListContainersRequest { filter })?.containers;
+        Ok(list.into_iter().map(|container| container.id).collect())
+    };
+    ensure!(found(api::ContainerFilter::default())?.len() == 2);
+    let label_selector = [("part".to_owned(), "one".to_owned())].into();
+    ensure!(found(api::ContainerFilter { label_selector, ..Default::default() })? == [running.id]);
+    let state = Some(api::ContainerStateValue { state: api::ContainerState::ContainerCreated.into() });
+    ensure!(found(api::ContainerFilter { state, ..Default::default() })? == [created.id]);
     Ok(())
 }
 
@@ -150,9 +179,7 @@ fn propagated(
     }
     let path = folder.to_string_lossy().into_owned();
     rig.lab.cell.run("mount", &["--bind", &path, &path])?;
-    let shared =
-        if kind == api::MountPropagation::PropagationPrivate { "--make-private" } else { "--make-shared" };
-    rig.lab.cell.run("mount", &[shared, &path])?;
+    rig.lab.cell.run("mount", &["--make-shared", &path])?;
     let outcome = (|| {
         let mut config = rig.config();
         config.linux().security_context.get_or_insert_default().privileged = true;
@@ -198,28 +225,47 @@ pub fn mounts_of_the_guest_arrive(rig: &Rig) -> Result<()> {
 }
 
 pub fn read_only_holds_below(rig: &Rig) -> Result<()> {
-    let handlers = rig.lab.cri.status(api::StatusRequest::default())?.runtime_handlers;
-    let own = handlers.into_iter().find(|handler| handler.name == rig.handler.name());
-    // containerd 2.1 does not survive the request for a handler without this feature.
-    let able =
-        own.and_then(|handler| handler.features).is_some_and(|features| features.recursive_read_only_mounts);
-    ensure!(able, "the handler does not say that it can");
     let folder = rig.lab.root().join("host/recursive");
     fs::create_dir_all(folder.join("below"))?;
     let below = folder.join("below").to_string_lossy().into_owned();
     rig.lab.cell.run("mount", &["-t", "tmpfs", "tmpfs", &below])?;
-    let outcome = (|| {
-        let pod = rig.pod()?;
-        let script = "touch /v/below/file 2>/dev/null && echo written || echo refused";
-        let mut config = pod.shell(script).mounted(&folder.to_string_lossy(), "/v", true);
-        config.mounts[0].recursive_read_only = true;
-        let seen = pod.once_in(config)?.1;
-        pod.remove()?;
-        ensure!(seen == "refused\n", "{seen}");
-        Ok(())
-    })();
+    let script = "touch /v/below/file 2>/dev/null && echo written || echo refused";
+    let outcome = if rig.handler.is_microvm() {
+        recursive_without_the_cri(rig, &folder.to_string_lossy(), script)
+    } else {
+        recursive_through_the_cri(rig, &folder.to_string_lossy(), script)
+    };
     let _ = rig.lab.cell.run("umount", &["-l", &below]);
     outcome
+}
+
+fn recursive_through_the_cri(rig: &Rig, folder: &str, script: &str) -> Result<()> {
+    let handlers = rig.lab.cri.status(api::StatusRequest::default())?.runtime_handlers;
+    let own = handlers.into_iter().find(|handler| handler.name == rig.handler.name());
+    let features = own.and_then(|handler| handler.features).context("the handler has no features")?;
+    ensure!(features.recursive_read_only_mounts, "the handler does not say that it can");
+    let pod = rig.pod()?;
+    let mut config = pod.shell(script).mounted(folder, "/v", true);
+    config.mounts[0].recursive_read_only = true;
+    let seen = pod.once_in(config)?.1;
+    pod.remove()?;
+    ensure!(seen == "refused\n", "{seen}");
+    Ok(())
+}
+
+/// containerd 2.1's CRI asks for the features of runc alone (later ones ask every runtime), and does not survive such a
+/// mount for another handler: what the runtime says, and does, is seen past it.
+fn recursive_without_the_cri(rig: &Rig, folder: &str, script: &str) -> Result<()> {
+    let runtime = "io.containerd.cloister.v2";
+    let said = rig.lab.ctr(&["plugins", "inspect-runtime", "--runtime", runtime])?;
+    ensure!(said.contains("\"rro\""), "the runtime does not say that it can: {said}");
+    for (options, wanted) in [("rbind:ro:rro", "refused\n"), ("rbind:rw", "written\n")] {
+        let mount = format!("type=bind,src={folder},dst=/v,options={options}");
+        let run = ["run", "--rm", "--runtime", runtime, "--snapshotter", "cloister", "--mount", &mount];
+        let seen = rig.lab.ctr(&[&run[..], &[BUSYBOX, "recursive", "sh", "-c", script]].concat())?;
+        ensure!(seen == wanted, "{options}: {seen}");
+    }
+    Ok(())
 }
 
 pub fn a_group_without_a_user_is_refused(rig: &Rig) -> Result<()> {
