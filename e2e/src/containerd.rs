@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::cell::{Cell, wait_for};
 use crate::cri::{Cri, api};
-use crate::lab::{cache, checkout};
+use crate::lab::{cache, target_dir};
 use crate::{node, pod_images, sweep};
 
 /// The versions the shim is made for.
@@ -98,7 +98,7 @@ impl Containerd {
             id,
             root,
         };
-        let with_node = microvms && node::binary()?.exists();
+        let with_node = microvms && node::binary().exists();
         config::write(lab.root(), version, with_node)?;
         node::configure(lab.root(), &node::Shim::default())?;
         if with_node {
@@ -137,7 +137,7 @@ impl Containerd {
             .arg("--config")
             .arg(self.root().join("containerd.toml"))
             .stdin(Stdio::null())
-            .env("PATH", path(&[programs, lab_sbin()?, target_dir()?])?)
+            .env("PATH", path(&[programs, lab_sbin()?, target_dir()])?)
             // It would come before the configuration's.
             .env_remove("CLOISTER_KERNEL")
             .envs(node::environment(self.root()));
@@ -263,15 +263,6 @@ fn programs(version: Version) -> Result<PathBuf> {
 
 fn lab_sbin() -> Result<PathBuf> {
     Ok(pod_images::lab_program("usr/sbin/runc")?.parent().map(Path::to_path_buf).unwrap_or_default())
-}
-
-/// The folder of the programs under test.
-pub fn target_dir() -> Result<PathBuf> {
-    if let Some(folder) = std::env::var_os("CLOISTER_BIN_DIR") {
-        return Ok(folder.into());
-    }
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or(checkout().join("target"), PathBuf::from);
-    Ok(target.join("release"))
 }
 
 /// `PATH` with these folders first.

@@ -38,6 +38,15 @@ pub fn guest() -> PathBuf {
     std::env::var_os("CLOISTER_KERNEL").map_or(checkout().join("target/microvm"), PathBuf::from)
 }
 
+/// The folder of the programs under test.
+pub fn target_dir() -> PathBuf {
+    if let Some(folder) = std::env::var_os("CLOISTER_BIN_DIR") {
+        return folder.into();
+    }
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or(checkout().join("target"), PathBuf::from);
+    target.join("release")
+}
+
 /// A helper program from the cache, for example `tool("erofs-utils-trixie", "fsck.erofs")`.
 pub fn tool(package: &str, name: &str) -> Result<PathBuf> {
     let path = cache()?.join("tools").join(package).join("bin").join(name);
@@ -73,14 +82,8 @@ impl Lab {
 
     /// The `cloister` command with this lab's root and the guest that `make build` assembled.
     pub fn cloister(&self) -> Command {
-        let top = checkout();
-        let target = std::env::var_os("CARGO_TARGET_DIR").map_or(top.join("target"), PathBuf::from);
-        let binary = std::env::var_os("CLOISTER_BIN").map_or(target.join("release/cloister"), PathBuf::from);
-        let mut command = Command::new(binary);
-        if std::env::var_os("CLOISTER_KERNEL").is_none() {
-            command.env("CLOISTER_KERNEL", target.join("microvm"));
-        }
-        command.arg("--root").arg(self.root());
+        let mut command = Command::new(target_dir().join("cloister"));
+        command.env("CLOISTER_KERNEL", guest()).arg("--root").arg(self.root());
         command
     }
 

@@ -7,12 +7,11 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::containerd::target_dir;
-use crate::lab::guest;
+use crate::lab::{guest, target_dir};
 
 /// Where the node daemon was built.
-pub fn binary() -> Result<PathBuf> {
-    Ok(target_dir()?.join("cloister-node"))
+pub fn binary() -> PathBuf {
+    target_dir().join("cloister-node")
 }
 
 /// The daemon's socket in a lab.
@@ -49,7 +48,7 @@ pub fn value(page: &str, series: &str) -> Result<f64> {
 
 /// How the daemon is started.
 pub fn command(root: &Path) -> Result<Command> {
-    let mut command = Command::new(binary()?);
+    let mut command = Command::new(binary());
     command
         .arg("--root")
         .arg(store(root))

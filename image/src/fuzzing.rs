@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use cloister_layer::digest::Digest;
 
 use crate::error::{Error, Result};
-use crate::import::Limits;
+use crate::limits::Limits;
 use crate::oci::{self, BlobRef, Documents, Wish};
 
 struct Memory(HashMap<Digest, Vec<u8>>);

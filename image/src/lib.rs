@@ -8,6 +8,7 @@ pub mod export;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod import;
+mod limits;
 mod oci;
 pub mod platform;
 pub mod progress;
@@ -18,6 +19,7 @@ pub mod store;
 pub use cloister_layer::digest::Digest;
 pub use config::ImageConfig;
 pub use error::{Error, Result};
+pub use limits::Limits;
 pub use platform::Platform;
 pub use progress::{LayerProgress, Phase, Progress, Silent};
 pub use reference::Reference;

@@ -10,7 +10,7 @@ use serde::Deserialize;
 
 use crate::config::ParsedConfig;
 use crate::error::{Error, Result};
-use crate::import::Limits;
+use crate::limits::Limits;
 use crate::platform::Platform;
 
 /// Indexes may hold indexes; deeper than this nobody goes who means well.

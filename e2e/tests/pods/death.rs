@@ -142,7 +142,7 @@ pub fn the_shims_delete_alone_cleans(rig: &Rig) -> Result<()> {
     rig.lab.stop_daemon(true)?;
     kill(rig, &format!("-id {}", pod.id))?;
     let bundle = format!("/run/containerd/io.containerd.runtime.v2.task/k8s.io/{}", pod.id);
-    let shim = cloister_e2e::containerd::target_dir()?.join("containerd-shim-cloister-v2");
+    let shim = cloister_e2e::lab::target_dir().join("containerd-shim-cloister-v2");
     let socket = rig.lab.root().join("containerd.sock");
     let line = format!(
         "cd {bundle} && {} -namespace k8s.io -address {} -id {} -bundle {bundle} delete >/dev/null",

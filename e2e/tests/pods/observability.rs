@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use cloister_e2e::cell::wait_for;
-use cloister_e2e::containerd::target_dir;
 use cloister_e2e::cri::spec::{ContainerConfigExt, PodConfigExt};
+use cloister_e2e::lab::target_dir;
 use cloister_e2e::pod_images::lab_program;
 use cloister_e2e::{Rig, lab, node};
 
@@ -187,7 +187,7 @@ pub fn a_pods_console_is_shown_and_followed(rig: &Rig) -> Result<()> {
     assert_eq!(pod.once_in(config)?.1, "asked\n");
     assert_eq!(pod.once("echo mounted")?.1, "mounted\n");
     let metadata = pod.config.metadata.clone().context("no metadata")?;
-    let cloister = target_dir()?.join("cloister");
+    let cloister = target_dir().join("cloister");
     let program = cloister.to_string_lossy();
     let full = format!("{}/{}", metadata.namespace, metadata.name);
     for name in [pod.id.as_str(), &pod.id[..12], &metadata.name, &full] {

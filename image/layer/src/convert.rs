@@ -8,6 +8,7 @@ use std::sync::mpsc::{channel, sync_channel};
 use std::thread;
 
 use crate::apply::Applier;
+use crate::blob::{Compression, Expected};
 use crate::digest::{Digest, Hasher};
 use crate::erofs::{self, Identity, TarRange, Writer};
 use crate::error::Error;
@@ -15,51 +16,6 @@ use crate::inflate::Piece;
 use crate::limits::Limits;
 use crate::pipeline::{BlobReader, DEPTH, FromReader, TarStream, ToWriter, inflate};
 use crate::tar::Reader;
-
-/// What the image says about a layer. Everything that is given is verified.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Expected {
-    /// SHA-256 of the blob, from its descriptor.
-    pub digest: Option<Digest>,
-    /// Bytes of the blob, from its descriptor.
-    pub size: Option<u64>,
-    /// SHA-256 of the tar, from the image configuration.
-    pub diff_id: Option<Digest>,
-}
-
-/// How a blob is compressed; found from its first bytes, not from its media type.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Compression {
-    /// A plain tar.
-    None,
-    /// gzip, one member or several.
-    Gzip,
-    /// Zstandard, one frame or several.
-    Zstd,
-}
-
-impl Compression {
-    /// Name for messages.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::None => "tar",
-            Self::Gzip => "gzip",
-            Self::Zstd => "zstd",
-        }
-    }
-
-    fn detect(head: &[u8]) -> Result<Self, Error> {
-        let unsupported =
-            |format| Err(Error::Compression { format, problem: "not supported for layers".into() });
-        match head {
-            [0x1f, 0x8b, ..] => Ok(Self::Gzip),
-            [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Ok(Self::Zstd),
-            [b'B', b'Z', b'h', b'1'..=b'9', 0x31, 0x41, ..] => unsupported("bzip2"),
-            [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => unsupported("xz"),
-            _ => Ok(Self::None),
-        }
-    }
-}
 
 /// What became of a layer.
 #[derive(Debug, Clone, PartialEq, Eq)]

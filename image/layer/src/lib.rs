@@ -1,6 +1,7 @@
 //! One compressed tar layer in, one EROFS file out: verified, streaming, bounded.
 
 mod apply;
+mod blob;
 mod convert;
 pub mod digest;
 pub mod erofs;
@@ -10,7 +11,8 @@ pub mod limits;
 mod pipeline;
 pub mod tar;
 
-pub use convert::{Compression, Converted, Expected, convert};
+pub use blob::{Compression, Expected};
+pub use convert::{Converted, convert};
 pub use digest::Digest;
 pub use error::{Error, Reason};
 pub use limits::Limits;

@@ -5,7 +5,7 @@
 use std::io::{self, BufRead, Read};
 use std::sync::mpsc::{Receiver, Sender, SyncSender};
 
-use crate::convert::{Compression, Expected};
+use crate::blob::{Compression, Expected};
 use crate::digest::{Digest, Hasher};
 use crate::erofs::Writer;
 use crate::error::Error;

@@ -11,7 +11,7 @@ use oci_spec::image::{Descriptor, ImageIndex, ImageIndexBuilder, ImageManifest, 
 use serde_json::json;
 
 use crate::error::{Error, IoContext, Result};
-use crate::import::Limits;
+use crate::limits::Limits;
 use crate::oci::{OCI_LAYER, OCI_MANIFEST};
 use crate::reference::Reference;
 use crate::source::Section;

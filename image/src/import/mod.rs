@@ -10,6 +10,7 @@ use oci_spec::image::{Descriptor, ImageManifest, ImageManifestBuilder, MediaType
 
 use crate::config::ParsedConfig;
 use crate::error::{Error, Result};
+use crate::limits::Limits;
 use crate::oci::{BlobRef, OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, Resolved};
 use crate::platform::Platform;
 use crate::progress::Progress;
@@ -18,42 +19,6 @@ use crate::store::{ImageRecord, LayerRecord, Store};
 
 pub(crate) use layers::{LayerSource, LayerSpec};
 pub(crate) use reader::Stop;
-
-/// Bounds on what an image may cost. The defaults let all images we know of pass.
-#[derive(Debug, Clone)]
-pub struct Limits {
-    /// Bytes of a manifest or an index; registries accept no larger ones (distribution-spec, "Pushing Manifests").
-    pub manifest: u64,
-    /// Bytes of a config.
-    pub config: u64,
-    /// Layers of one image.
-    pub layers: usize,
-    /// Entries of one index.
-    pub index_entries: usize,
-    /// Bytes of all layer blobs of one image together, as descriptors state them.
-    pub total_bytes: u64,
-    /// Bytes of an image archive after its own decompression.
-    pub archive_bytes: u64,
-    /// Entries in an image archive.
-    pub archive_entries: usize,
-    /// Bounds on each layer.
-    pub layer: cloister_layer::Limits,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            manifest: 4 << 20,
-            config: 8 << 20,
-            layers: 128,
-            index_entries: 1024,
-            total_bytes: 128 << 30,
-            archive_bytes: 256 << 30,
-            archive_entries: 100_000,
-            layer: cloister_layer::Limits::default(),
-        }
-    }
-}
 
 /// What an import is asked to do, whatever the source.
 #[derive(Debug, Clone, Default)]

@@ -10,6 +10,7 @@ use rustix::fs::{Mode, OFlags};
 use super::docker::{DockerArchive, DockerImage};
 use super::files::{FileLayers, Files};
 use super::folder::Folder;
+use super::found::Found;
 use super::layout::{Layout, LayoutImage};
 use super::spool::{Wrapper, spool};
 use super::tarfile::TarFile;
@@ -38,40 +39,6 @@ pub struct Request {
     pub select: Option<String>,
     /// Platform, bounds, build information.
     pub options: Options,
-}
-
-/// An image found in an archive.
-#[derive(Debug, Clone)]
-pub(super) struct Found<T> {
-    pub(super) image: T,
-    /// Its names that are references.
-    pub(super) names: Vec<Reference>,
-    /// Its names as written.
-    pub(super) labels: Vec<String>,
-    id: String,
-}
-
-impl<T> Found<T> {
-    pub(super) fn new(image: T, id: String) -> Self {
-        Self { image, names: Vec::new(), labels: Vec::new(), id }
-    }
-
-    pub(super) fn add(&mut self, name: Option<Reference>, label: Option<String>) {
-        self.names.extend(name);
-        self.labels.extend(label);
-    }
-
-    fn is(&self, wanted: &str) -> bool {
-        self.id == wanted
-            || self.id.trim_start_matches("sha256:").trim_end_matches(".json") == wanted
-            || self.labels.iter().any(|label| label == wanted)
-            || wanted.parse().is_ok_and(|wanted: Reference| self.names.contains(&wanted))
-    }
-
-    /// What to call it in messages.
-    fn title(&self) -> String {
-        crate::oci::short(self.labels.first().unwrap_or(&self.id))
-    }
 }
 
 /// Imports images from `input` into `store`.

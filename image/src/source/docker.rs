@@ -3,11 +3,12 @@
 use cloister_layer::digest::Digest;
 use serde::Deserialize;
 
-use super::archive::Found;
 use super::files::Files;
+use super::found::Found;
 use crate::config::ParsedConfig;
 use crate::error::{Error, Result};
-use crate::import::{LayerSpec, Limits, Plan};
+use crate::import::{LayerSpec, Plan};
+use crate::limits::Limits;
 use crate::oci;
 use crate::reference::Reference;
 

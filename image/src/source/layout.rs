@@ -3,10 +3,11 @@
 use oci_spec::image::{Descriptor, ImageIndex};
 use serde::Deserialize;
 
-use super::archive::Found;
 use super::files::{Files, blob_path};
+use super::found::Found;
 use crate::error::{Error, Result};
-use crate::import::{Limits, Plan};
+use crate::import::Plan;
+use crate::limits::Limits;
 use crate::oci::{self, BlobRef, Documents, Wish};
 use crate::platform::Platform;
 use crate::reference::Reference;

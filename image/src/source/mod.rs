@@ -4,6 +4,7 @@ pub mod archive;
 mod docker;
 mod files;
 mod folder;
+mod found;
 mod layout;
 pub mod registry;
 mod spool;

@@ -9,7 +9,7 @@ use std::io::{self, BufReader, Cursor, Read, Write};
 use std::rc::Rc;
 
 use crate::error::{Error, IoContext, Result};
-use crate::import::Limits;
+use crate::limits::Limits;
 use crate::store::TempDir;
 
 /// Bytes needed to tell a compression.

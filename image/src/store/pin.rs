@@ -59,7 +59,7 @@ impl Store {
             }
         };
         let config = ImageConfig::parse(
-            &self.read_blob(&record.config, crate::import::Limits::default().config)?,
+            &self.read_blob(&record.config, crate::limits::Limits::default().config)?,
             &record.config,
         )?;
         Ok(Image { record, config, pin })
