@@ -17,7 +17,9 @@ use anyhow::{Context, Result, anyhow, bail};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
 
 /// What the first process does: its `read` returns when the test is gone; until then bash reaps whoever is orphaned.
+/// Mounts are shared among the cell's own namespaces, as systemd leaves them on a node.
 const INIT: &str = "set -e
+mount --make-rshared /
 mount -t tmpfs -o mode=755 tmpfs /run
 mkdir -p /run/lock /var/lib/cni
 mount -t tmpfs -o mode=755 tmpfs /var/lib/cni

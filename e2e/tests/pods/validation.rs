@@ -59,6 +59,7 @@ const LIST: &[Case] = &[
     ("mount: propagation both ways", small::mounts_of_the_guest_arrive),
     ("mount: read-only", volumes::a_read_only_mount_is_read_only),
     ("mount: recursively read-only", small::read_only_holds_below),
+    ("mount: image", images::an_image_is_mounted),
     ("mount: image's volumes keep their content", images::volumes_keep_their_content),
     (
         "OOM: exit code 137 and OOMKilled",

@@ -18,9 +18,7 @@ fn options() -> PullOptions {
 }
 
 fn empty_config() -> std::path::PathBuf {
-    let path = std::env::temp_dir().join(format!("cloister-test-{}.json", std::process::id()));
-    std::fs::write(&path, "{}").unwrap();
-    path
+    concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/no-credentials.json").into()
 }
 
 fn reference(address: &str, rest: &str) -> Reference {

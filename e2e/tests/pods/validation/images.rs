@@ -129,6 +129,20 @@ pub fn removing_a_missing_image(rig: &Rig) -> Result<()> {
     remove(rig, "registry.test/never/was:1")
 }
 
+pub fn an_image_is_mounted(rig: &Rig) -> Result<()> {
+    let pod = rig.pod()?;
+    let mut config = pod.shell("cat /image/data/seed; touch /image/x 2>/dev/null || echo refused");
+    config.mounts.push(api::Mount {
+        container_path: "/image".to_owned(),
+        image: spec(CONFIGURED),
+        readonly: true,
+        ..Default::default()
+    });
+    let outcome = pod.once_in(config)?;
+    ensure!(outcome == (0, "from the image\nrefused\n".to_owned()), "{outcome:?}");
+    Ok(())
+}
+
 /// Also when the image came after another one with the same layers, and only by name.
 pub fn volumes_keep_their_content(rig: &Rig) -> Result<()> {
     rig.lab.ctr(&["images", "rm", "--sync", CONFIGURED])?;
