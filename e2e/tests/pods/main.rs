@@ -42,5 +42,6 @@ mod process;
 mod resources;
 mod restrictions;
 mod rootfs;
+mod storage;
 mod validation;
 mod volumes;

@@ -27,12 +27,12 @@ cases!(
     many_files_in_a_shared_folder_are_all_seen,
 );
 
-fn text(path: &Path) -> String {
+pub fn text(path: &Path) -> String {
     path.to_string_lossy().into_owned()
 }
 
 /// A new folder of the host.
-fn host_folder(rig: &Rig, name: &str) -> Result<PathBuf> {
+pub fn host_folder(rig: &Rig, name: &str) -> Result<PathBuf> {
     let folder = rig.lab.root().join("host").join(name);
     fs::create_dir_all(&folder)?;
     fs::set_permissions(&folder, fs::Permissions::from_mode(0o777))?;
@@ -40,7 +40,7 @@ fn host_folder(rig: &Rig, name: &str) -> Result<PathBuf> {
 }
 
 /// Writes a configmap's next version as the kubelet's atomic writer does: a new folder, then one rename of `..data`.
-fn publish(volume: &Path, version: &str, files: &[(&str, &str)]) -> Result<()> {
+pub fn publish(volume: &Path, version: &str, files: &[(&str, &str)]) -> Result<()> {
     let folder = volume.join(format!("..{version}"));
     fs::create_dir(&folder)?;
     for (name, content) in files {
