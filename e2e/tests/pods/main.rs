@@ -38,6 +38,7 @@ mod life;
 mod logs;
 mod network;
 mod observability;
+mod pains;
 mod process;
 mod resources;
 mod restrictions;

@@ -18,10 +18,10 @@ cases!(
     process_numbers_are_limited_by_memory_not_by_the_host,
 );
 
-const MIB: i64 = 1 << 20;
+pub const MIB: i64 = 1 << 20;
 
 /// A pod whose limits are known when it is made, as the kubelet tells them.
-fn sized_pod(rig: &Rig, memory: i64, quota: i64) -> Result<Pod<'_>> {
+pub fn sized_pod(rig: &Rig, memory: i64, quota: i64) -> Result<Pod<'_>> {
     let mut config = rig.config();
     config.linux().resources = Some(api::LinuxContainerResources {
         memory_limit_in_bytes: memory,
