@@ -47,8 +47,10 @@ impl Pod {
 
     fn is(&self, wanted: &str) -> bool {
         let short = wanted.len() >= SHORT && self.id.starts_with(wanted);
-        let name = self.name.as_deref().unwrap_or_default();
-        short || self.id == wanted || name == wanted || name.split_once('/').is_some_and(|(_, n)| n == wanted)
+        let named = self.name.as_deref().is_some_and(|name| {
+            name == wanted || name.split_once('/').is_some_and(|(_, name)| name == wanted)
+        });
+        short || self.id == wanted || named
     }
 }
 
