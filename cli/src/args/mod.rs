@@ -68,7 +68,7 @@ pub enum Command {
     #[command(subcommand)]
     Kernel(KernelCommand),
     /// Check what this machine offers and say what is missing
-    Doctor,
+    Doctor(DoctorArgs),
     /// Print versions
     Version,
     /// Print a completion script
@@ -158,6 +158,23 @@ pub struct ConsoleArgs {
     /// Name of a microVM; a pod's name, NAMESPACE/NAME, or (the beginning of) its id
     #[arg(value_name = "NAME|POD")]
     pub name: String,
+}
+
+/// `doctor`.
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// Also what a node needs for pods in microVMs: containerd, its configuration, cloister-node, the network
+    #[arg(long)]
+    pub cri: bool,
+    /// Socket of containerd
+    #[arg(long, requires = "cri", value_name = "SOCKET", default_value = "/run/containerd/containerd.sock")]
+    pub containerd: PathBuf,
+    /// Socket of cloister-node
+    #[arg(long, requires = "cri", value_name = "SOCKET", default_value = "/run/cloister/node.sock")]
+    pub node: PathBuf,
+    /// Folder of the pods' state
+    #[arg(long, value_name = "DIR", env = "CLOISTER_PODS", default_value = "/run/cloister/pods")]
+    pub pods: PathBuf,
 }
 
 /// `kernel`.

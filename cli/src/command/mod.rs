@@ -39,7 +39,7 @@ pub fn run(cli: Cli) -> Result<u8> {
         Command::Rm(args) => done(wait_for(remove::run(&global, &args))),
         Command::Console(args) => done(console::run(&global, &args)),
         Command::Kernel(KernelCommand::Ls) => done(kernels(&global)),
-        Command::Doctor => doctor::run(&global),
+        Command::Doctor(args) => wait_for(doctor::run(&global, &args)),
         Command::Version => done(version::run(&global)),
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "cloister", &mut std::io::stdout());
