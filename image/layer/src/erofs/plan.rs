@@ -14,9 +14,9 @@ use super::writer::Writer;
 use crate::error::Error;
 
 const BLOCK: usize = BLOCK_SIZE as usize;
-/// Longest rest of a directory or symlink kept behind its inode: with attributes of any length there is a slot from
-/// which it does not cross a block, as the kernel demands.
-const MAX_TAIL: usize = BLOCK - SLOT_SIZE as usize;
+/// Longest rest of a directory or symlink kept behind its inode. With attributes of any length at least two of a block's
+/// slots keep it from crossing a block, as the kernel demands; in one slot, the last, the inode itself would cross.
+const MAX_TAIL: usize = BLOCK - 2 * SLOT_SIZE as usize;
 const UNPLACED: u32 = 0;
 
 /// Writes everything but the data, which is in `writer`'s file already. Returns the size of the file in bytes and the
@@ -158,22 +158,12 @@ impl<'t> Plan<'t> {
             _ => 0,
         };
         let xattrs = self.xattr_size(inode);
-        let mut at = end.next_multiple_of(SLOT_SIZE);
-        if at % BLOCK_SIZE > BLOCK_SIZE - INODE_SIZE as u64 {
-            at = at.next_multiple_of(BLOCK_SIZE);
-        }
         let behind = (INODE_SIZE + xattrs) as u64;
-        let inline = match node.content {
-            Content::Sparse(_) => size,
-            _ => inline_tail(size) as u64,
+        let (inline, at) = match node.content {
+            // A chunk map may cross blocks.
+            Content::Sparse(_) => (size, slot(*end, behind, 0)),
+            _ => (inline_tail(size) as u64, slot(*end, behind, inline_tail(size) as u64)),
         };
-        if !matches!(node.content, Content::Sparse(_)) {
-            while (at + behind) % BLOCK_SIZE + inline > BLOCK_SIZE
-                || at % BLOCK_SIZE > BLOCK_SIZE - INODE_SIZE as u64
-            {
-                at += SLOT_SIZE;
-            }
-        }
         *end = at + behind + inline;
         self.nids[inode as usize] =
             u32::try_from(at / SLOT_SIZE).map_err(|_| Error::TooLarge { what: "2^32 inode slots" })?;
@@ -363,6 +353,38 @@ fn inline_tail(size: u64) -> usize {
     }
 }
 
+/// The first place at or after `end` for an inode, which crosses no block, nor do the `inline` bytes that begin `behind`
+/// bytes later; at most [`MAX_TAIL`].
+fn slot(end: u64, behind: u64, inline: u64) -> u64 {
+    debug_assert!(inline <= MAX_TAIL as u64);
+    let mut at = end.next_multiple_of(SLOT_SIZE);
+    while at % BLOCK_SIZE > BLOCK_SIZE - INODE_SIZE as u64 || (at + behind) % BLOCK_SIZE + inline > BLOCK_SIZE
+    {
+        at += SLOT_SIZE;
+    }
+    at
+}
+
 fn whole_blocks(size: u64) -> u64 {
     if inline_tail(size) > 0 { size / BLOCK_SIZE } else { size.div_ceil(BLOCK_SIZE) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_tail_has_a_slot_behind_attributes_of_any_length() {
+        for (xattrs, inline) in
+            (0..BLOCK_SIZE).step_by(4).flat_map(|x| (0..=MAX_TAIL as u64).map(move |i| (x, i)))
+        {
+            let behind = INODE_SIZE as u64 + xattrs;
+            for end in [0, 32, 448, 480] {
+                let at = slot(end, behind, inline);
+                assert!(at < end + 2 * BLOCK_SIZE && at.is_multiple_of(SLOT_SIZE), "{xattrs} {inline}");
+                assert!(at % BLOCK_SIZE + INODE_SIZE as u64 <= BLOCK_SIZE);
+                assert!((at + behind) % BLOCK_SIZE + inline <= BLOCK_SIZE);
+            }
+        }
+    }
 }
