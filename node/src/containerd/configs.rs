@@ -19,6 +19,9 @@ use crate::snapshots::chain::chain_id;
 const HELD: [&str; 2] = ["containerd.io/gc.ref.content.config", "containerd.io/gc.ref.content.0"];
 /// Most bytes of a config.
 const MAX_BYTES: usize = 8 << 20;
+/// Most volumes of one image, and most bytes of a path among them (`PATH_MAX`): both are kept in memory.
+const MAX_VOLUMES: usize = 128;
+const MAX_PATH: usize = 4096;
 /// Most configs of one containerd namespace that are looked at.
 const MAX_CONFIGS: usize = 4096;
 
@@ -152,7 +155,8 @@ fn parse(json: &[u8]) -> Said {
     let chain =
         layers.unwrap_or_default().iter().fold(None, |below, layer| Some(chain_id(below.as_ref(), layer)));
     let volumes = config.config.and_then(|config| config.volumes).unwrap_or_default();
-    Said { chain, volumes: volumes.into_keys().collect() }
+    let volumes = volumes.into_keys().filter(|path| path.len() <= MAX_PATH).take(MAX_VOLUMES);
+    Said { chain, volumes: volumes.collect() }
 }
 
 #[cfg(test)]
@@ -168,6 +172,15 @@ mod tests {
         let said = parse(json.as_bytes());
         assert_eq!(said.chain, Some(chain_id(Some(&a), &b)));
         assert_eq!(said.volumes, ["/data", "/log"]);
+    }
+
+    #[test]
+    fn volumes_are_bounded_in_number_and_length() {
+        let names = (0..1000).map(|n| format!(r#""/{n}":{{}},"#)).collect::<String>();
+        let json = format!(r#"{{"config":{{"Volumes":{{{names}"/{}":{{}}}}}}}}"#, "x".repeat(MAX_PATH));
+        let said = parse(json.as_bytes());
+        assert_eq!(said.volumes.len(), MAX_VOLUMES);
+        assert!(said.volumes.iter().all(|path| path.len() <= MAX_PATH));
     }
 
     #[test]

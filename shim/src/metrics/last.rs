@@ -1,12 +1,14 @@
 //! The last page of a pod that ends: without it, what happened since the last collection would be lost, the reason of
 //! the end with it.
 
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File};
 use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 
 use super::Counted;
 
@@ -25,14 +27,13 @@ pub fn leave(path: &Path, counted: &Counted) -> Result<()> {
             tracing::debug!("nobody collects metrics");
             return Ok(());
         }
-        // Names beginning with a dot are not read.
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        let temporary = folder.join(format!(".{name}"));
-        let mut file =
-            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+        // Without a name until it is whole, so that a shim that is killed leaves nothing.
+        let file =
+            rustix::fs::openat(CWD, folder, OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC, Mode::RUSR)?;
+        let mut file = File::from(file);
         file.write_all(&counted.encode()?)?;
-        fs::rename(&temporary, path)?;
-        Ok(())
+        let unnamed = format!("/proc/self/fd/{}", file.as_raw_fd());
+        Ok(rustix::fs::linkat(CWD, unnamed, CWD, path, AtFlags::SYMLINK_FOLLOW)?)
     };
     leave().with_context(|| format!("cannot leave the pod's last figures in {}", path.display()))
 }
