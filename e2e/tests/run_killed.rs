@@ -36,7 +36,8 @@ fn begin(options: &[&str]) -> Begun {
     Begun { lab, before, child }
 }
 
-/// Descendants of a process by name.
+/// Descendants of a process by name. Of a family of one name only the eldest: `virtiofsd` has a child for a moment that
+/// nothing depends on any more when it can be seen.
 fn descendants(root: u32, name: &str) -> Vec<u32> {
     let mut parents = Vec::new();
     for entry in fs::read_dir("/proc").unwrap().flatten() {
@@ -54,11 +55,27 @@ fn descendants(root: u32, name: &str) -> Vec<u32> {
             _ => return false,
         }
     };
+    let named = |pid: u32| parents.iter().any(|(this, _, comm)| *this == pid && comm.starts_with(name));
     parents
         .iter()
-        .filter(|(pid, _, comm)| comm.starts_with(name) && below(*pid))
+        .filter(|(pid, parent, _)| named(*pid) && (name.is_empty() || !named(*parent)) && below(*pid))
         .map(|(pid, ..)| *pid)
         .collect()
+}
+
+/// The end of a process, or its own end when it does not come in time: nothing here waits for a command that was not killed.
+fn ended(child: &mut Child) -> std::process::ExitStatus {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            return status;
+        }
+        if Instant::now() > deadline {
+            child.kill().unwrap();
+            return child.wait().unwrap();
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 fn kill(pid: u32) {
@@ -73,7 +90,7 @@ impl Begun {
     /// The command must end with 125 and one line that contains `words`, in time, and leave nothing.
     fn fails_with(mut self, words: &str) {
         let begun = Instant::now();
-        let status = self.child.wait().unwrap();
+        let status = ended(&mut self.child);
         let took = begun.elapsed();
         let mut error = String::new();
         self.child.stderr.take().unwrap().read_to_string(&mut error).unwrap();
@@ -175,20 +192,17 @@ fn a_helper_killed_while_the_machine_starts_is_reported_and_nothing_left() {
             command.args(["run", "--rm", "-v", &share, "debian", "sleep", "1000"]);
             let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
             let deadline = Instant::now() + Duration::from_secs(20);
-            // One that is gone again was a short-lived part of the helper's own start.
-            loop {
+            let pid = loop {
                 if let Some(pid) = descendants(child.id(), helper).pop() {
-                    std::thread::sleep(Duration::from_millis(millis));
-                    let victim = Pid::from_raw(pid.cast_signed()).unwrap();
-                    if kill_process(victim, Signal::KILL).is_ok() {
-                        break;
-                    }
+                    break pid;
                 }
                 assert!(Instant::now() < deadline, "{helper} never came");
                 std::thread::sleep(Duration::from_millis(2));
-            }
+            };
+            std::thread::sleep(Duration::from_millis(millis));
+            kill(pid);
             let killed = Instant::now();
-            let status = child.wait().unwrap();
+            let status = ended(&mut child);
             let took = killed.elapsed();
             let mut error = String::new();
             child.stderr.take().unwrap().read_to_string(&mut error).unwrap();
