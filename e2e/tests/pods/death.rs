@@ -116,12 +116,19 @@ pub fn a_crashed_guest_kernel_fails_the_containers(rig: &Rig) -> Result<()> {
     let mut config = rig.config();
     config.linux().security_context.as_mut().unwrap().privileged = true;
     let pod = rig.run(config)?;
-    let mut config = pod.shell("echo up; sleep 0.3; echo b >/proc/sysrq-trigger; reboot -f; sleep 1000");
+    // The kernel panics where it would otherwise end the one process that needs too much.
+    let mut config =
+        pod.shell("echo 2 >/proc/sys/vm/panic_on_oom && echo up; sleep 0.3; exec tail /dev/zero");
     config.security().privileged = true;
+    config.resources().memory_limit_in_bytes = 16 << 20;
     let container = pod.start(config)?;
-    let _ = container.wait_for_output("up\n");
+    container.wait_for_output("up\n")?;
     let status = container.wait_at_most(Duration::from_secs(20))?;
     assert_ne!(status.exit_code, 0);
+    let log: Vec<u8> = container.lines()?.into_iter().flat_map(|line| line.bytes).collect();
+    let log = String::from_utf8_lossy(&log);
+    assert!(log.contains("Kernel panic"), "{log}");
+    wait_for("the pod's end", NOTICE, || Ok((!pod.is_ready()?).then_some(())))?;
     pod.remove()
 }
 

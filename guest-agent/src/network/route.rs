@@ -55,16 +55,7 @@ pub fn set(netlink: &mut Netlink, indexes: &HashMap<&str, u32>, wanted: &[v1::Ro
 
 /// Adds a route beside others of the same destination and metric, as two interfaces in one network have them.
 fn add(netlink: &mut Netlink, route: &Route) -> Result<()> {
-    let add = |route: &Route| route.request(libc::RTM_NEWROUTE, libc::NLM_F_CREATE | libc::NLM_F_APPEND);
-    match netlink.change(add(route)) {
-        // A kernel without CONFIG_IP_ROUTE_MULTIPATH knows one way.
-        Err(e) if e.is(libc::EINVAL) && route.is_ipv4() && route.hops.len() > 1 => {
-            tracing::warn!(destination = ?route.destination, "the kernel takes the first way of this route only");
-            let hops = route.hops.iter().take(1).map(|hop| Hop { weight: 1, ..hop.clone() }).collect();
-            netlink.change(add(&Route { hops, ..route.clone() }))
-        }
-        other => other,
-    }
+    netlink.change(route.request(libc::RTM_NEWROUTE, libc::NLM_F_CREATE | libc::NLM_F_APPEND))
 }
 
 /// The unicast routes of the main table, and whether the kernel made them.
@@ -95,10 +86,6 @@ impl Route {
             scope,
             hops,
         }
-    }
-
-    fn is_ipv4(&self) -> bool {
-        i32::from(self.family) == libc::AF_INET
     }
 
     fn read(message: &Message) -> Option<(Self, bool)> {
