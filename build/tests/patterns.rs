@@ -1,7 +1,7 @@
 //! Patterns mean what they mean to BuildKit (moby/patternmatcher), and nothing makes them slow.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests are tests")]
 
-use cloister_build::{Below, Patterns, clean, read_ignore_file};
+use cloister_build::context::{Below, Patterns, clean, read_ignore_file};
 use proptest::prelude::*;
 
 /// How a path is meant.

@@ -1,7 +1,7 @@
 //! A list of patterns, where later ones may take back what earlier ones said.
 
-use crate::clean;
-use crate::glob::Glob;
+use super::clean;
+use super::glob::Glob;
 
 /// A pattern that means nothing.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -2,14 +2,14 @@
 
 use std::io::{self, Read};
 
-use crate::clean;
+use super::clean;
 
 /// Longest line in bytes, as in the model.
 pub const MAX_LINE: u64 = 64 << 10;
 /// Largest file in bytes.
 pub const MAX_FILE: u64 = 1 << 20;
 
-/// The patterns of a `.dockerignore`, for [`crate::Patterns`]: without comments and empty lines, cleaned, and relative to
+/// The patterns of a `.dockerignore`, for [`crate::context::Patterns`]: without comments and empty lines, cleaned, and relative to
 /// the context even when they start with a slash.
 pub fn read_ignore_file(file: impl Read) -> io::Result<Vec<String>> {
     let mut text = Vec::new();
