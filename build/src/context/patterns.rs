@@ -24,6 +24,8 @@ pub struct Patterns {
 struct Pattern {
     glob: Glob,
     exception: bool,
+    /// The folder or file that everything it means is or lies in; `None` where only comparing tells.
+    stem: Option<String>,
 }
 
 /// Which patterns meant a folder: what is asked about its entries starts from there. The default is the root's.
@@ -48,7 +50,7 @@ impl Patterns {
             if text.is_empty() {
                 return Err(refuse("an exception needs a path after its !".into()));
             }
-            list.push(Pattern { glob: Glob::parse(text).map_err(refuse)?, exception });
+            list.push(Pattern { glob: Glob::parse(text).map_err(refuse)?, exception, stem: stem(text) });
         }
         Ok(Self { list })
     }
@@ -87,4 +89,20 @@ impl Patterns {
         let below = Below(below.collect());
         (matched, below)
     }
+
+    /// Whether a pattern (or, with `exceptions`, a pattern with `!`) may mean something in `folder`, by its text alone.
+    /// A folder that nothing reaches into need not be read.
+    pub(crate) fn reaches_into(&self, folder: &str, exceptions: bool) -> bool {
+        self.list.iter().filter(|pattern| pattern.exception == exceptions).any(|pattern| {
+            let Some(stem) = &pattern.stem else { return true };
+            stem.strip_prefix(folder).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        })
+    }
+}
+
+/// A pattern without `/**` and `/*` at its end, if nothing special is left then.
+fn stem(pattern: &str) -> Option<String> {
+    let stem = pattern.strip_suffix("/**").unwrap_or(pattern);
+    let stem = stem.strip_suffix("/*").unwrap_or(stem);
+    (!stem.contains(['*', '[', ']', '?', '^', '\\'])).then(|| stem.to_owned())
 }
