@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz bench check build guest kernel kernel-reproducible setup images
+.PHONY: help demo test fuzz bench check build guest kernel kernel-reproducible setup images cluster e2e-cluster
 
 GUEST := target/microvm
 export CLOISTER_KERNEL := $(CURDIR)/$(GUEST)
@@ -14,7 +14,7 @@ help: ## list the commands
 demo: build images ## import a Debian root and run commands in a microVM
 	@scripts/demo.sh
 
-test: build images ## every test, virtual machines included
+test: build images cluster ## every test, virtual machines included
 	@scripts/test.sh
 
 fuzz: setup ## every fuzz target for FUZZ_SECONDS (20) seconds
@@ -25,6 +25,9 @@ e2e: build ## pods under real containerds: microVMs, and containers beside them
 
 e2e-full: build ## the same on every handler and version, and the long runs: cycles, deaths, execs, gigabytes
 	@scripts/test.sh -p cloister-e2e --profile full --no-capture -E 'binary(pods) + binary(endurance)'
+
+e2e-cluster: build cluster ## pods on nodes of a real Kubernetes, every case
+	@scripts/test.sh -p cloister-e2e --profile full --no-capture -E 'binary(cluster)'
 
 cri-validation: build ## the behaviours of Kubernetes' CRI validation suite, microVMs beside runc
 	@scripts/test.sh -p cloister-e2e --profile full --no-capture -E 'binary(pods) and test(cri_validation)'
@@ -54,6 +57,9 @@ kernel-reproducible: setup ## build the guest kernel once more elsewhere and com
 images: setup ## the Debian images that demo, tests and benchmarks use
 	@scripts/debian-image.sh demo >/dev/null
 	@scripts/debian-image.sh large >/dev/null
+
+cluster: setup ## the programs of a small Kubernetes that tests start
+	@scripts/kubernetes.sh >/dev/null
 
 setup: ## Debian packages and helper programs
 	@scripts/setup.sh

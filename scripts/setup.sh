@@ -50,7 +50,7 @@ missing() { # the packages of the list that are not installed
 packages() {
     local build=(build-essential linux-source-6.12 gcc-aarch64-linux-gnu bc bison flex libelf-dev libssl-dev libseccomp-dev libcap-ng-dev pkg-config cpio xz-utils zstd)
     local tests=(isal e2fsprogs mmdebstrap fdisk skopeo docker-registry attr libcap2-bin
-        containernetworking-plugins iproute2 iptables)
+        containernetworking-plugins iproute2 iptables openssl)
     local need
     mapfile -t need < <(missing "${build[@]}" "${tests[@]}")
     local qemu
@@ -161,6 +161,8 @@ unpacked containerd-1.7 usr/bin/containerd 'containerd=1.7.*'
 unpacked containerd-2.1 usr/bin/containerd 'containerd=2.1.*'
 unpacked lab-programs usr/sbin/runc 'runc=1.1.5*' 'busybox-static=1:1.35.*' # newer ones need a newer C library
 unpacked promtool usr/bin/promtool 'promtool=2.53.*'
+unpacked etcd usr/bin/etcd 'etcd-server=3.4.*'
+unpacked kubectl usr/bin/kubectl 'kubectl=1.32.*'
 program virtiofsd 1.13.2
 command -v cargo-nextest >/dev/null || program cargo-nextest 0.9.143
 case ${1:-} in

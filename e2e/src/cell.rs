@@ -76,6 +76,23 @@ impl Cell {
         Ok(cell)
     }
 
+    /// The machine's number of the cell's first process.
+    pub fn init(&self) -> u32 {
+        self.init
+    }
+
+    /// The cell's network, for a thread to move into.
+    pub fn network(&self) -> Result<File> {
+        self.namespace("net")
+    }
+
+    /// What is mounted now belongs to the lab and is not in [`Cell::mounts`] any more.
+    pub fn keep_mounts(&mut self) -> Result<()> {
+        let mounts = self.mounts()?;
+        self.inherited.extend(mounts);
+        Ok(())
+    }
+
     fn namespace(&self, name: &str) -> Result<File> {
         let path = format!("/proc/{}/ns/{name}", self.init);
         File::open(&path).with_context(|| format!("cannot open {path}"))

@@ -10,6 +10,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use config::Subnets;
 
 use crate::cell::{Cell, wait_for};
 use crate::cri::{Cri, api};
@@ -82,6 +83,16 @@ pub struct Containerd {
 impl Containerd {
     /// Starts containerd, and `cloister-node` when microVMs are wanted, and imports these images.
     pub fn start(version: Version, microvms: bool, images: &[&str]) -> Result<Containerd> {
+        Self::start_on(version, microvms, images, Subnets::default())
+    }
+
+    /// The same with other addresses for pods.
+    pub fn start_on(
+        version: Version,
+        microvms: bool,
+        images: &[&str],
+        subnets: Subnets,
+    ) -> Result<Containerd> {
         sweep::dead_labs()?;
         let root = tempfile::Builder::new().prefix(sweep::PREFIX).tempdir()?;
         sweep::claim(root.path())?;
@@ -99,7 +110,7 @@ impl Containerd {
             root,
         };
         let with_node = microvms && node::binary().exists();
-        config::write(lab.root(), version, with_node)?;
+        config::write(lab.root(), version, with_node, subnets)?;
         node::configure(lab.root(), &node::Shim::default())?;
         if with_node {
             lab.start_node()?;
@@ -236,7 +247,8 @@ impl Drop for Containerd {
     }
 }
 
-fn stop(slot: &Mutex<Option<Child>>, kill: bool) -> Result<()> {
+/// Ends a process, kindly or with `kill -9`, and waits for it.
+pub(crate) fn stop(slot: &Mutex<Option<Child>>, kill: bool) -> Result<()> {
     let Some(mut child) = lock(slot).take() else { return Ok(()) };
     if kill {
         child.kill()?;

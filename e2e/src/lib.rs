@@ -4,6 +4,7 @@
 pub mod archive;
 pub mod bench;
 pub mod cell;
+pub mod cluster;
 pub mod containerd;
 pub mod cri;
 pub mod host;
@@ -15,6 +16,7 @@ pub mod stats;
 pub mod sweep;
 pub mod traces;
 
+pub use cluster::Cluster;
 pub use host::Leftovers;
 pub use lab::Lab;
 pub use rig::{Pod, Rig, run_case};

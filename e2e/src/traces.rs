@@ -8,10 +8,11 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 
 use crate::containerd::Containerd;
+use crate::containerd::config::VETH;
 use crate::sweep;
 
 /// Processes of a lab that belong to it and not to a pod.
-const DAEMONS: [&str; 2] = ["/containerd --config", "/cloister-node "];
+const DAEMONS: [&str; 4] = ["/containerd --config", "/cloister-node ", "/kubelet ", "/kubelet-cri-v1 "];
 
 /// Looks for traces of pods.
 pub struct Traces;
@@ -80,7 +81,7 @@ fn network(lab: &Containerd, found: &mut BTreeSet<String>) -> Result<()> {
     for line in lab.cell.run("ip", &["-o", "link"])?.lines() {
         let name = line.split(": ").nth(1).unwrap_or(line);
         if ![
-            "lo", "lab0", "sit0", "ip6tnl0", "tunl0", "gre0", "gretap0", "erspan0", "ip_vti0", "ip6_vti0",
+            "lo", "lab0", VETH, "sit0", "ip6tnl0", "tunl0", "gre0", "gretap0", "erspan0", "ip_vti0", "ip6_vti0",
             "ip6gre0",
         ]
         .contains(&name.split('@').next().unwrap_or(name))
@@ -104,7 +105,8 @@ fn cgroups(folder: &Path, found: &mut BTreeSet<String>) {
             let path = entry.path();
             // The kubelet makes and removes a pod's own cgroup; what is in it has to be gone.
             let name = entry.file_name().to_string_lossy().into_owned();
-            if name != "kubepods" && !name.starts_with("pod") {
+            let kubelets = ["kubepods", "besteffort", "burstable"].contains(&name.as_str());
+            if !kubelets && !name.starts_with("pod") {
                 found.insert(format!("cgroup {}", path.display()));
             }
             cgroups(&path, found);

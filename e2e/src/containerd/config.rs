@@ -10,22 +10,34 @@ use crate::{node, pod_images};
 
 /// The largest packet of the pods' network, smaller than usual so that a test sees it arrive in the guest.
 pub const MTU: u16 = 1400;
-/// What pods' addresses begin with.
-pub const SUBNETS: [&str; 2] = ["10.88.0.0/24", "fd88::/64"];
-/// The bridge's own addresses.
+/// The bridge's own addresses in a lab that is no node of a cluster.
 pub const GATEWAYS: [&str; 2] = ["10.88.0.1", "fd88::1"];
+/// The interface that a cluster's node has to the others.
+pub const VETH: &str = "uplink";
+
+/// The addresses of a lab's pods: 0 for a lab by itself, another number for each node of a cluster.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Subnets(pub u8);
+
+impl Subnets {
+    /// The range of each family.
+    pub fn ranges(self) -> [String; 2] {
+        let number = self.0;
+        [format!("10.88.{number}.0/24"), format!("fd88:0:0:{number}::/64")]
+    }
+}
 
 /// Where every registry name leads; [`super::registry`] serves there.
 pub const REGISTRY: &str = "127.0.0.1:5000";
 
 /// Writes `containerd.toml` and the CNI network into the lab's folder.
-pub fn write(root: &Path, version: Version, with_node: bool) -> Result<()> {
+pub fn write(root: &Path, version: Version, with_node: bool, subnets: Subnets) -> Result<()> {
     let text = match version {
         Version::V1_7 => v2_dialect(root, with_node),
         Version::V2_1 => v3_dialect(root, with_node),
     };
     fs::write(root.join("containerd.toml"), text)?;
-    fs::write(root.join("cni/10-lab.conflist"), network(root))?;
+    fs::write(root.join("cni/10-lab.conflist"), network(root, subnets))?;
     let mirrors = root.join("certs.d/_default");
     fs::create_dir_all(&mirrors)?;
     fs::write(mirrors.join("hosts.toml"), format!("server = \"http://{REGISTRY}\"\n"))?;
@@ -34,8 +46,8 @@ pub fn write(root: &Path, version: Version, with_node: bool) -> Result<()> {
 
 /// Bridge, dual stack, host ports and bandwidth limits. Everything is in the cell's network namespace, so names and
 /// subnets are the same in every lab.
-fn network(root: &Path) -> String {
-    let [v4, v6] = SUBNETS;
+fn network(root: &Path, subnets: Subnets) -> String {
+    let [v4, v6] = subnets.ranges();
     let ipam = root.join("cni/ipam");
     format!(
         r#"{{"cniVersion": "0.4.0", "name": "lab", "plugins": [

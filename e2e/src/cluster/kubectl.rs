@@ -1,0 +1,83 @@
+//! kubectl as the cluster's administrator, in the cluster's cell.
+
+use std::io::Write;
+use std::process::{Command, Output, Stdio};
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use super::Cluster;
+use crate::lab::cache;
+
+/// How long one command may take, in seconds: more than the longest `kubectl wait` of a test.
+const PATIENCE: &str = "240";
+
+impl Cluster {
+    /// Runs kubectl, which must succeed; gives its standard output.
+    pub fn kubectl(&self, args: &[&str]) -> Result<String> {
+        ok(args, self.try_kubectl(args)?)
+    }
+
+    /// Runs kubectl to its end, whatever it says.
+    pub fn try_kubectl(&self, args: &[&str]) -> Result<Output> {
+        self.kubectl_with(args, "")
+    }
+
+    /// Runs kubectl with something on its standard input.
+    pub fn kubectl_with(&self, args: &[&str], input: &str) -> Result<Output> {
+        let mut command = self.kubectl_command()?;
+        command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = self.cell().spawn(&mut command)?;
+        let mut stdin = child.stdin.take().context("no pipe")?;
+        std::thread::scope(|scope| {
+            // One that refuses its arguments reads nothing.
+            scope.spawn(move || drop(stdin.write_all(input.as_bytes())));
+            child.wait_with_output().context("kubectl")
+        })
+    }
+
+    /// kubectl with the administrator's rights, ready for arguments and [`crate::cell::Cell::spawn`].
+    pub fn kubectl_command(&self) -> Result<Command> {
+        let program = cache()?.join("tools/kubectl/usr/bin/kubectl");
+        anyhow::ensure!(program.exists(), "{} is missing: run make setup", program.display());
+        let mut command = Command::new("timeout");
+        command
+            .args(["--signal=KILL", PATIENCE])
+            .arg(program)
+            .arg("--kubeconfig")
+            .arg(self.kubeconfig())
+            .env("HOME", self.root())
+            // An API server of 1.20 knows SPDY only.
+            .env("KUBECTL_REMOTE_COMMAND_WEBSOCKETS", "false")
+            .env("KUBECTL_PORT_FORWARD_WEBSOCKETS", "false");
+        Ok(command)
+    }
+
+    /// Creates or changes the objects of a manifest.
+    pub fn apply(&self, manifest: &str) -> Result<String> {
+        let args = ["apply", "-f", "-"];
+        ok(&args, self.kubectl_with(&args, manifest)?)
+    }
+
+    /// Tries to apply a manifest that the cluster must refuse; gives the reason.
+    pub fn refusal(&self, manifest: &str) -> Result<String> {
+        let output = self.kubectl_with(&["apply", "-f", "-"], manifest)?;
+        if output.status.success() {
+            bail!("accepted: {manifest}");
+        }
+        Ok(String::from_utf8_lossy(&output.stderr).into_owned())
+    }
+
+    /// One object or a list, as JSON; `args` are what comes after `kubectl get`.
+    pub fn get(&self, args: &[&str]) -> Result<Value> {
+        let text = self.kubectl(&[&["get", "-o", "json"], args].concat())?;
+        serde_json::from_str(&text).with_context(|| format!("kubectl get {args:?}"))
+    }
+}
+
+fn ok(args: &[&str], output: Output) -> Result<String> {
+    if !output.status.success() {
+        bail!("kubectl {args:?}: {}: {}", output.status, String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
