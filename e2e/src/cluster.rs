@@ -27,7 +27,7 @@ use crate::sweep;
 
 pub use daemon::Daemon;
 pub use node::Node;
-use pki::{Identity, Pki};
+use pki::Pki;
 use relay::Relay;
 
 /// How long the API server may take to be ready.

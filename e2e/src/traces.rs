@@ -81,8 +81,8 @@ fn network(lab: &Containerd, found: &mut BTreeSet<String>) -> Result<()> {
     for line in lab.cell.run("ip", &["-o", "link"])?.lines() {
         let name = line.split(": ").nth(1).unwrap_or(line);
         if ![
-            "lo", "lab0", VETH, "sit0", "ip6tnl0", "tunl0", "gre0", "gretap0", "erspan0", "ip_vti0", "ip6_vti0",
-            "ip6gre0",
+            "lo", "lab0", VETH, "sit0", "ip6tnl0", "tunl0", "gre0", "gretap0", "erspan0", "ip_vti0",
+            "ip6_vti0", "ip6gre0",
         ]
         .contains(&name.split('@').next().unwrap_or(name))
         {

@@ -35,7 +35,7 @@ impl Cluster {
         network::connect(self.cell(), &lab.cell, number)?;
         let address = network::address(number);
         let kubelet = kubelet::prepare(self, name, &address, &mut lab)?;
-        let node = Node { name: name.to_owned(), address, kubelet, lab };
+        let mut node = Node { name: name.to_owned(), address, kubelet, lab };
         node.start_kubelet()?;
         wait_for(&format!("node {name}"), READY, || {
             node.kubelet.check()?;

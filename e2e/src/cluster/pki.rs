@@ -69,7 +69,17 @@ impl Pki {
     fn make(&self, file: &str, subject: &str, extensions: &[&str]) -> Result<()> {
         let mut command = Command::new("openssl");
         command
-            .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-noenc", "-days", "1"])
+            .args([
+                "req",
+                "-x509",
+                "-newkey",
+                "ec",
+                "-pkeyopt",
+                "ec_paramgen_curve:P-256",
+                "-noenc",
+                "-days",
+                "1",
+            ])
             .args(["-subj", subject])
             .arg("-config")
             .arg(self.folder.join("openssl.cnf"))
