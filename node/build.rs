@@ -1,10 +1,14 @@
-//! Turns containerd's `.proto` files into Rust, with a compiler that is itself a crate: no `protoc` is needed.
+//! Turns containerd's and the CRI's `.proto` files into Rust, with a compiler that is itself a crate: no `protoc` is needed.
 
-const SERVICES: [&str; 4] = [
+const SERVICES: [&str; 8] = [
     "github.com/containerd/containerd/api/services/containers/v1/containers.proto",
     "github.com/containerd/containerd/api/services/content/v1/content.proto",
     "github.com/containerd/containerd/api/services/diff/v1/diff.proto",
+    "github.com/containerd/containerd/api/services/events/v1/events.proto",
+    "github.com/containerd/containerd/api/services/images/v1/images.proto",
+    "github.com/containerd/containerd/api/services/leases/v1/leases.proto",
     "github.com/containerd/containerd/api/services/snapshots/v1/snapshots.proto",
+    "k8s.io/cri-api/pkg/apis/runtime/v1/images.proto",
 ];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -15,12 +15,15 @@ pub mod progress;
 pub mod reference;
 pub mod source;
 pub mod store;
+pub mod tree;
 
 pub use cloister_layer::digest::Digest;
 pub use config::ImageConfig;
 pub use error::{Error, Result};
 pub use limits::Limits;
+pub use oci::BlobRef;
 pub use platform::Platform;
 pub use progress::{LayerProgress, Phase, Progress, Silent};
 pub use reference::Reference;
 pub use store::{Image, ImageRecord, LayerFile, LayerRecord, Pin, PruneReport, Store, Usage};
+pub use tree::{Node, Runnable, Tree, Whole};

@@ -24,14 +24,17 @@ pub(crate) const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 pub(crate) const OCI_LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 pub(crate) const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 pub(crate) const DOCKER_INDEX: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
-const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
+pub(crate) const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
 
 /// A blob somewhere, by digest and size.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct BlobRef {
-    pub(crate) digest: Digest,
-    pub(crate) size: u64,
-    pub(crate) media_type: String,
+pub struct BlobRef {
+    /// Digest of its bytes.
+    pub digest: Digest,
+    /// Number of its bytes.
+    pub size: u64,
+    /// Media type, as the descriptor says it.
+    pub media_type: String,
 }
 
 /// A place manifests and configs can be read from.
@@ -300,7 +303,7 @@ impl Search<'_> {
     }
 }
 
-enum Document {
+pub(crate) enum Document {
     Index(Box<ImageIndex>),
     Manifest(Box<ImageManifest>),
 }
@@ -317,7 +320,7 @@ struct Probe {
 }
 
 impl Document {
-    fn parse(content: &[u8], declared: &str, digest: Digest) -> Result<Self> {
+    pub(crate) fn parse(content: &[u8], declared: &str, digest: Digest) -> Result<Self> {
         let fail = |why: String| Error::invalid(format!("manifest {digest}"), why);
         let probe: Probe =
             serde_json::from_slice(content).map_err(|error| fail(format!("not a manifest: {error}")))?;
@@ -365,7 +368,7 @@ pub(crate) fn is_document(media_type: &str) -> bool {
 }
 
 /// Refuses what cannot be turned into a file system, by the reason users can act on.
-fn check_layer_type(layer: &BlobRef) -> Result<()> {
+pub(crate) fn check_layer_type(layer: &BlobRef) -> Result<()> {
     let kind = layer.media_type.as_str();
     let why = match kind {
         OCI_LAYER
@@ -394,7 +397,7 @@ pub(crate) fn check_total(subject: &str, sizes: impl Iterator<Item = u64>, limit
     Ok(total)
 }
 
-fn within(what: &str, blob: &BlobRef, limit: u64) -> Result<()> {
+pub(crate) fn within(what: &str, blob: &BlobRef, limit: u64) -> Result<()> {
     check_total(&format!("{what} {}", blob.digest), std::iter::once(blob.size), limit).map(drop)
 }
 

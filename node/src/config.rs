@@ -1,11 +1,13 @@
 //! What the daemon is told: the command line first, then its file, then defaults.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::Parser;
 use serde::Deserialize;
 
+use crate::command::Command;
 use crate::metrics::Address;
 
 /// The file that is read when none is named; it need not exist.
@@ -15,29 +17,38 @@ const PATH: &str = "/etc/cloister/node.toml";
 #[derive(Debug, Parser)]
 #[command(version, about)]
 pub struct Args {
+    /// What to do instead of serving
+    #[command(subcommand)]
+    pub command: Option<Command>,
     /// File with settings; each can also be given here [default: /etc/cloister/node.toml, if there is one]
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Folder of images and snapshots [default: /var/lib/cloister]
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, global = true, value_name = "DIR")]
     root: Option<PathBuf>,
     /// Socket to serve containerd on [default: /run/cloister/node.sock]
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, global = true, value_name = "PATH")]
     address: Option<PathBuf>,
     /// containerd's socket [default: /run/containerd/containerd.sock]
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, global = true, value_name = "PATH")]
     containerd: Option<PathBuf>,
     /// Where to serve /metrics: IP:PORT or unix:PATH [default: nowhere]
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(long, global = true, value_name = "ADDRESS")]
     metrics_address: Option<String>,
     /// Folder of the pods' state [default: /run/cloister/pods]
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, global = true, value_name = "DIR")]
     pods: Option<PathBuf>,
     /// Keep each pod's metrics apart, by namespace and pod id
-    #[arg(long)]
+    #[arg(long, global = true)]
     pod_labels: bool,
+    /// Where other nodes get the images of builds: IP:PORT [default: nowhere]
+    #[arg(long, global = true, value_name = "ADDRESS")]
+    images_address: Option<SocketAddr>,
+    /// Folder with tls.crt, tls.key and ca.crt of the nodes; needed to give images to other nodes and to get them
+    #[arg(long, global = true, value_name = "DIR")]
+    tls: Option<PathBuf>,
     /// What is logged: error, warn, info, debug, or a filter as in RUST_LOG [default: info]
-    #[arg(long, value_name = "FILTER")]
+    #[arg(long, global = true, value_name = "FILTER")]
     log_level: Option<String>,
 }
 
@@ -52,6 +63,9 @@ struct File {
     pods: Option<PathBuf>,
     pod_labels: bool,
     fetch_always: bool,
+    images_address: Option<SocketAddr>,
+    tls: Option<PathBuf>,
+    snapshotters: Option<Vec<String>>,
     log_level: Option<String>,
 }
 
@@ -72,6 +86,12 @@ pub struct Config {
     pub pod_labels: bool,
     /// Let containerd fetch layers that are in the store already.
     pub fetch_always: bool,
+    /// Where other nodes get the images of builds.
+    pub images: Option<SocketAddr>,
+    /// Folder with the certificates of the nodes.
+    pub tls: Option<PathBuf>,
+    /// Whose snapshots an image needs to be ready.
+    pub snapshotters: Vec<String>,
     /// What is logged.
     pub log_level: String,
 }
@@ -88,6 +108,11 @@ impl Args {
             let path = arg.or(file).unwrap_or_else(|| default.into());
             std::path::absolute(&path).with_context(|| format!("cannot use {}", path.display()))
         };
+        let images = self.images_address.or(file.images_address);
+        let tls = self.tls.or(file.tls);
+        if images.is_some() && tls.is_none() {
+            bail!("images_address without tls: anybody could have the images");
+        }
         let metrics = self.metrics_address.or(file.metrics_address).map(|text| {
             text.parse::<Address>().map_err(|why| anyhow::anyhow!("metrics address {text:?}: {why}"))
         });
@@ -99,6 +124,9 @@ impl Args {
             pods: path(self.pods, file.pods, "/run/cloister/pods")?,
             pod_labels: self.pod_labels || file.pod_labels,
             fetch_always: file.fetch_always,
+            images,
+            tls,
+            snapshotters: file.snapshotters.unwrap_or_else(|| vec!["cloister".to_owned()]),
             log_level: self.log_level.or(file.log_level).unwrap_or_else(|| "info".to_owned()),
         })
     }
@@ -129,6 +157,14 @@ mod tests {
         assert_eq!(config.address, Path::new("/file.sock"));
         assert_eq!(config.containerd, Path::new("/run/containerd/containerd.sock"));
         assert_eq!(config.metrics, Some("127.0.0.1:1".parse().unwrap()));
+    }
+
+    #[test]
+    fn images_are_not_served_to_everybody() {
+        let args = ["cloister-node", "--config", "/dev/null", "--images-address", "127.0.0.1:1"];
+        assert!(Args::parse_from(args).settle().unwrap_err().to_string().contains("tls"));
+        let config = Args::parse_from([&args[..], &["--tls", "/tls"]].concat()).settle().unwrap();
+        assert_eq!(config.images, Some(([127, 0, 0, 1], 1).into()));
     }
 
     #[test]

@@ -1,6 +1,13 @@
 //! The daemon as a client of the containerd it serves.
 
 mod configs;
+pub mod content;
+pub mod cri;
+pub mod events;
+pub mod images;
+pub mod leases;
+pub mod scope;
+pub mod unpack;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -14,15 +21,17 @@ use tonic::{Code, Request};
 
 use self::configs::Configs;
 use crate::api::containers::v1 as containers;
-use crate::api::content::v1 as content;
+use crate::api::content::v1 as api;
 use crate::error::{Error, Result};
 
 /// How long containerd may take for a look-up.
 const DEADLINE: Duration = Duration::from_secs(10);
+/// What bounds a stream of any length, only so that it is bounded.
+const STREAM: Duration = Duration::from_secs(24 * 3600);
 /// Header with containerd's namespace.
 const NAMESPACE: &str = "containerd-namespace";
 /// The namespace of the CRI, where a container's snapshot has the container's id.
-const CRI: &str = "k8s.io";
+pub const CRI: &str = "k8s.io";
 
 /// Whose a snapshot is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,8 +94,8 @@ impl Containerd {
         self.configs.volumes(self, namespace, chain).await
     }
 
-    fn content(&self) -> content::content_client::ContentClient<Channel> {
-        content::content_client::ContentClient::new(self.channel.clone())
+    fn content(&self) -> api::content_client::ContentClient<Channel> {
+        api::content_client::ContentClient::new(self.channel.clone())
     }
 
     /// Starts to read a blob from its beginning.
@@ -94,11 +103,22 @@ impl Containerd {
         &self,
         namespace: &str,
         digest: &str,
-    ) -> Result<tonic::Streaming<content::ReadContentResponse>> {
-        let read = content::ReadContentRequest { digest: digest.to_owned(), offset: 0, size: 0 };
+    ) -> Result<tonic::Streaming<api::ReadContentResponse>> {
+        self.read_from(namespace, digest, 0).await
+    }
+
+    /// Starts to read a blob from the byte `offset`.
+    pub async fn read_from(
+        &self,
+        namespace: &str,
+        digest: &str,
+        offset: u64,
+    ) -> Result<tonic::Streaming<api::ReadContentResponse>> {
+        let offset = offset.cast_signed();
+        let read = api::ReadContentRequest { digest: digest.to_owned(), offset, size: 0 };
         // The deadline of a whole layer would be a guess: whoever reads waits for each piece only so long.
         let mut request = request(namespace, read)?;
-        request.set_timeout(Duration::from_secs(24 * 3600));
+        request.set_timeout(STREAM);
         let reply = self.content().read(request).await.map_err(|status| match status.code() {
             Code::NotFound => Error::NotFound(format!("blob {digest} in containerd")),
             _ => failed("read a blob", &status),

@@ -14,6 +14,10 @@ use crate::blocking;
 use crate::config::Config;
 use crate::containerd::Containerd;
 use crate::differ::convert::Converter;
+use crate::distribute::client::Client;
+use crate::distribute::server;
+use crate::distribute::tls::Tls;
+use crate::import::{Importer, heal};
 use crate::metrics::{self, Counters, Page, Pods};
 use crate::mounts::Mounts;
 use crate::mounts::host::HostMounts;
@@ -42,6 +46,16 @@ pub async fn run(config: Config) -> Result<()> {
     let counters = Arc::new(Counters::new()?);
     let containerd = Containerd::new(config.containerd.clone())?;
     let converter = Converter::new(state.store().clone(), containerd.clone(), counters.clone());
+    let importer = importer(&config, containerd.clone());
+    let images = {
+        let containerd = containerd.clone();
+        async move {
+            match (config.images, config.tls) {
+                (Some(address), Some(tls)) => server::serve(address, Tls::new(tls), containerd).await,
+                _ => std::future::pending().await,
+            }
+        }
+    };
     let mounts = Arc::new(Mounts::new(state.clone(), host, containerd));
     let start = mounts.clone();
     blocking::run(move || start.cleanup()).await.context("cannot take down mounts nobody needs")?;
@@ -64,6 +78,8 @@ pub async fn run(config: Config) -> Result<()> {
     tokio::select! {
         result = grpc => result.context("the server ended")?,
         result = metrics => result?,
+        result = images => result?,
+        () = heal::run(importer) => {}
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
@@ -72,4 +88,10 @@ pub async fn run(config: Config) -> Result<()> {
         let _ = std::fs::remove_file(&config.address);
     }
     Ok(())
+}
+
+/// Puts images into a containerd as the configuration says.
+pub fn importer(config: &Config, containerd: Containerd) -> Importer {
+    let client = config.tls.clone().map(|tls| Arc::new(Client::new(Tls::new(tls))));
+    Importer::new(containerd, &config.root, config.snapshotters.clone(), client)
 }

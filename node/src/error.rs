@@ -26,6 +26,9 @@ pub enum Error {
     /// containerd did not answer, or not with what was needed.
     #[error("containerd: {0}")]
     Containerd(String),
+    /// Another node did not answer, or not with what was needed.
+    #[error("node {0}")]
+    Peer(String),
     /// A system call on a path failed.
     #[error("cannot {what} {}: {source}", path.display())]
     Io {
@@ -63,7 +66,7 @@ impl From<Error> for Status {
                 Self::invalid_argument(text)
             }
             Error::NotOurs(_) => Self::unimplemented(text),
-            Error::Containerd(_) => Self::unavailable(text),
+            Error::Containerd(_) | Error::Peer(_) => Self::unavailable(text),
             Error::Io { .. } | Error::Image(_) | Error::View(_) | Error::Died => Self::internal(text),
         }
     }

@@ -1,13 +1,16 @@
 //! `cloister-node`: the daemon of each node. It gives containerd a snapshotter and a differ that turn image layers into
-//! file systems for microVMs, and collects metrics.
+//! file systems for microVMs, collects metrics, and keeps the images of builds in containerd's image store.
 
 mod api;
 mod blocking;
+mod command;
 mod config;
 mod containerd;
 mod daemon;
 mod differ;
+mod distribute;
 mod error;
+mod import;
 mod listen;
 mod metrics;
 mod mounts;
@@ -32,7 +35,9 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<()> {
-    let config = config::Args::parse().settle()?;
+    let mut args = config::Args::parse();
+    let command = args.command.take();
+    let config = args.settle()?;
     // The transport below gRPC tells every frame on `debug`.
     let filter = EnvFilter::try_new(format!("h2=warn,{}", config.log_level))
         .with_context(|| format!("log level {:?}: try warn, info or debug", config.log_level))?;
@@ -44,7 +49,12 @@ fn run() -> Result<()> {
         .init();
     // Disk work has threads of its own; what is left is passing bytes on.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let result = runtime.block_on(daemon::run(config));
+    let result = runtime.block_on(async {
+        match command {
+            Some(command) => command::run(command, &config).await,
+            None => daemon::run(config).await,
+        }
+    });
     // A conversion that still runs leaves only what the next start removes.
     runtime.shutdown_background();
     result
