@@ -56,9 +56,8 @@ async fn a_folder_arrives_as_it_is() {
 
     let mut builder = Builder::default();
     builder.sync(&serve(Context::folder(&root).unwrap()).await, ALL).await.unwrap();
-    let expected = [
-        "B", "a", "a/b", "a/b/deep", "a/up", "a-b", "a-b/x", "a.txt", "out", "pipe", "z", "z/again", "z/ü",
-    ];
+    let expected =
+        ["B", "a", "a/b", "a/b/deep", "a/up", "a-b", "a-b/x", "a.txt", "out", "pipe", "z", "z/again", "z/ü"];
     assert_eq!(builder.paths(), expected);
     let (stat, bytes) = builder.at("B");
     assert_eq!((stat.mode, bytes.as_slice()), (0o751 | 1 << 23, b"333".as_slice()));
@@ -250,7 +249,10 @@ async fn a_file_that_can_not_be_read_is_one_clear_error() {
     let channel = serve(Context::folder("/proc/sys/vm").unwrap()).await;
     let ask = Ask { include: &["drop_caches"], ..ALL };
     let error = Builder::default().sync(&channel, ask).await.unwrap_err();
-    assert!(error.message().starts_with("reading \"drop_caches\" of the context: Permission denied"), "{error}");
+    assert!(
+        error.message().starts_with("reading \"drop_caches\" of the context: Permission denied"),
+        "{error}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -263,7 +265,10 @@ async fn a_builder_that_does_not_read_stops_the_reading_of_the_host() {
     transfer.request(bollard_buildkit_proto::fsutil::types::packet::PacketType::PacketReq, 0).await;
     transfer.next().await.unwrap();
     let position = || {
-        let fd = fs::read_dir("/proc/self/fd").unwrap().flatten().find(|fd| fs::read_link(fd.path()).is_ok_and(|to| to == path))?;
+        let fd = fs::read_dir("/proc/self/fd")
+            .unwrap()
+            .flatten()
+            .find(|fd| fs::read_link(fd.path()).is_ok_and(|to| to == path))?;
         let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.file_name().display())).unwrap();
         info.lines().next()?.strip_prefix("pos:")?.trim().parse::<u64>().ok()
     };

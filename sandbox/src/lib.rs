@@ -5,6 +5,7 @@
 //! let another process of the host reach the same guest. Nothing here knows of a command line or of containerd.
 
 mod agent;
+mod booting;
 mod container;
 mod dial;
 mod disks;
@@ -18,11 +19,12 @@ pub mod spec;
 mod timings;
 
 pub use agent::{Agent, Exit, Grown, Guest, NewContainer, OomEvents, Running, Stdio};
+pub use booting::Booting;
 pub use cloister_protocol::v1::{BlockDevice, PidNamespace};
 pub use container::{Container, Layer, Root, Share};
 pub use dial::{Connection, Dialer};
 pub use error::{Error, printable};
 pub use machine::{Kernel, MachineConfig, OVERHEAD, memory_for};
 pub use process::{Io, Process, Remote};
-pub use sandbox::{Booting, Sandbox};
+pub use sandbox::Sandbox;
 pub use timings::{Step, Timing, Timings};

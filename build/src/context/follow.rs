@@ -36,9 +36,9 @@ pub(crate) fn distinct(paths: impl IntoIterator<Item = String>) -> Option<Vec<St
         if path == "." {
             return None;
         }
-        let inside = kept.last().is_some_and(|last| {
-            path.strip_prefix(last.as_str()).is_some_and(|rest| rest.starts_with('/'))
-        });
+        let inside = kept
+            .last()
+            .is_some_and(|last| path.strip_prefix(last.as_str()).is_some_and(|rest| rest.starts_with('/')));
         if !inside {
             kept.push(path);
         }

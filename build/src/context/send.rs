@@ -74,8 +74,7 @@ impl Sender {
         let mut id = 0;
         while let Some(stat) = walk.step()? {
             if mode::is_regular(stat.mode) {
-                let file =
-                    Announced { path: stat.path.clone(), size: stat.size, modified: stat.mod_time };
+                let file = Announced { path: stat.path.clone(), size: stat.size, modified: stat.mod_time };
                 self.files.lock().unwrap_or_else(PoisonError::into_inner).insert(id, file);
             }
             id += 1;

@@ -31,8 +31,8 @@ impl Context {
     /// The folder `path`: held open from now on, and never left through a link.
     pub fn folder(path: impl AsRef<Path>) -> Result<Self, ContextError> {
         let path = path.as_ref();
-        let root = disk::open_root(path)
-            .map_err(|error| ContextError::Open(path.display().to_string(), error))?;
+        let root =
+            disk::open_root(path).map_err(|error| ContextError::Open(path.display().to_string(), error))?;
         Ok(Self { tree: Tree::Disk(Arc::new(root)), ignored: None })
     }
 

@@ -83,7 +83,9 @@ impl Walk {
             let (names, folder) = match opened {
                 Ok((names, folder)) => (names.ok_or(ContextError::TooMany)?, folder),
                 Err(error) if gone(&error) => return Ok(()),
-                Err(error) if !verdict.shown && error.kind() == io::ErrorKind::PermissionDenied => return Ok(()),
+                Err(error) if !verdict.shown && error.kind() == io::ErrorKind::PermissionDenied => {
+                    return Ok(());
+                }
                 Err(error) => return Err(ContextError::Read(path, error)),
             };
             if self.levels.len() >= MAX_DEPTH {

@@ -89,9 +89,11 @@ impl Transfer {
         let metadata = request.metadata_mut();
         let name = if ask.name.is_empty() { "context" } else { ask.name };
         metadata.insert("dir-name", name.parse().unwrap());
-        for (key, values) in
-            [("include-patterns", ask.include), ("exclude-patterns", ask.exclude), ("followpaths", ask.follow)]
-        {
+        for (key, values) in [
+            ("include-patterns", ask.include),
+            ("exclude-patterns", ask.exclude),
+            ("followpaths", ask.follow),
+        ] {
             for value in values {
                 metadata.append(key, value.parse().unwrap());
             }
@@ -172,7 +174,9 @@ impl Builder {
         for id in 0..transfer.stats.len() {
             let stat = transfer.stats[id].clone();
             let path: Path = stat.path.split('/').map(str::to_owned).collect();
-            let kept = old.remove(&path).filter(|(kept, _)| *kept == Stat { xattrs: kept.xattrs.clone(), ..stat.clone() });
+            let kept = old
+                .remove(&path)
+                .filter(|(kept, _)| *kept == Stat { xattrs: kept.xattrs.clone(), ..stat.clone() });
             let bytes = match kept {
                 Some((_, bytes)) => bytes,
                 None if stat.mode & KIND == 0 && stat.linkname.is_empty() => {

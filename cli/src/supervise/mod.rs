@@ -6,6 +6,8 @@
 //! terminal and passes signals on. When either dies the other notices at once: the channel closes.
 
 pub mod channel;
+mod inputs;
+mod outcome;
 pub mod start;
 pub mod volumes;
 
@@ -18,9 +20,10 @@ use cloister_sandbox::{
     Container, Exit, Io, Layer, MachineConfig, PidNamespace, Process, Remote, Root, Sandbox, pump::FdWriter,
 };
 use jiff::Timestamp;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use self::channel::{Channel, Order, Plan, Receiver, Report, Sender};
+use self::inputs::{Inputs, Told};
+use self::outcome::Outcome;
 use crate::vm::log::{Log, Stream};
 use crate::vm::record::process_start;
 use crate::vm::{Folder, Record, Status, Vms};
@@ -37,19 +40,6 @@ const SCRATCH: u64 = 16 << 30;
 const BOOT: std::time::Duration = std::time::Duration::from_secs(60);
 /// Seconds between asking the command of a detached machine to end and killing it, when the supervisor is asked to.
 const GRACE: std::time::Duration = std::time::Duration::from_secs(10);
-
-/// What a run came to.
-struct Outcome {
-    code: u8,
-    reason: Option<String>,
-    status: Status,
-}
-
-impl Outcome {
-    fn failed(code: u8, reason: impl Into<String>) -> Self {
-        Self { code, reason: Some(reason.into()), status: Status::Failed }
-    }
-}
 
 /// Runs a supervisor until its machine is gone.
 pub fn main(channel: i32, lock: i32) -> Result<()> {
@@ -99,95 +89,6 @@ async fn supervise(plan: Plan, receiver: Receiver, sender: &mut Sender) -> Outco
         tracing::error!("cannot tidy up: {error:#}");
     }
     outcome
-}
-
-/// Everything a supervisor is told while it works.
-struct Inputs {
-    receiver: Receiver,
-    /// Whether the machine's life hangs on the command that started it: always in the foreground, and until the
-    /// start is done when detached.
-    tied: bool,
-    detach: bool,
-    end: Signal,
-    term: Signal,
-}
-
-enum Told {
-    Signal(i32),
-    Resize(u16, u16),
-    /// The command that waits in the foreground died.
-    Orphaned,
-    /// Someone wants the machine gone now.
-    End,
-    /// Someone wants a detached machine's command to end.
-    Term,
-}
-
-impl Inputs {
-    fn listen(receiver: Receiver, detach: bool) -> std::io::Result<Self> {
-        // Keys and hang-ups reach the whole foreground job, this process included; the command passes them on. A
-        // handler that does nothing is used, as an ignored signal would be inherited by the VMM.
-        for number in [
-            libc::SIGINT,
-            libc::SIGQUIT,
-            libc::SIGHUP,
-            libc::SIGUSR1,
-            libc::SIGUSR2,
-            libc::SIGPIPE,
-            libc::SIGTSTP,
-            libc::SIGTTIN,
-            libc::SIGTTOU,
-        ] {
-            // The handler stays when its stream goes.
-            drop(signal(SignalKind::from_raw(number))?);
-        }
-        let end = signal(SignalKind::from_raw(end_now()))?;
-        let term = signal(SignalKind::terminate())?;
-        Ok(Self { receiver, tied: true, detach, end, term })
-    }
-
-    async fn next(&mut self) -> Told {
-        loop {
-            tokio::select! {
-                _ = self.end.recv() => return Told::End,
-                _ = self.term.recv(), if self.detach => return Told::Term,
-                order = self.receiver.receive(), if self.tied => match order {
-                    Ok(Some(Order::Signal(number))) => return Told::Signal(number),
-                    Ok(Some(Order::Resize(rows, columns))) => return Told::Resize(rows, columns),
-                    Ok(Some(Order::Start(_))) => {}
-                    Ok(None) | Err(_) => return Told::Orphaned,
-                },
-            }
-        }
-    }
-
-    /// Resolves when the start should be given up.
-    async fn abort(&mut self) -> Outcome {
-        loop {
-            match self.next().await {
-                Told::Signal(number) if ends_a_start(number) => {
-                    return Outcome::failed(
-                        exit::of_signal(number),
-                        "ended by a signal before its command ran",
-                    );
-                }
-                Told::Signal(_) | Told::Resize(..) => {}
-                Told::Term => {
-                    return Outcome::failed(exit::of_signal(libc::SIGTERM), "ended before its command ran");
-                }
-                Told::End => {
-                    return Outcome::failed(exit::of_signal(libc::SIGKILL), "removed before its command ran");
-                }
-                Told::Orphaned => {
-                    return Outcome::failed(exit::FAILED, "the command that started it was killed");
-                }
-            }
-        }
-    }
-}
-
-fn ends_a_start(signal: i32) -> bool {
-    matches!(signal, libc::SIGINT | libc::SIGTERM | libc::SIGHUP | libc::SIGQUIT)
 }
 
 async fn run(

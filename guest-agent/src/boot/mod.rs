@@ -14,7 +14,6 @@ use cloister_protocol::ports;
 use rustix::time::{ClockId, clock_gettime};
 
 pub use cmdline::Cmdline;
-pub use mounts::CGROUP_ROOT;
 pub use power::power_off;
 
 use crate::error::{Context, Result};

@@ -5,10 +5,8 @@ use std::ffi::CStr;
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, mount, mount_move};
 
+use crate::cgroup::ROOT as CGROUP_ROOT;
 use crate::error::{Context, Result};
-
-/// Where cgroup v2 is.
-pub const CGROUP_ROOT: &str = "/sys/fs/cgroup";
 
 /// Makes a tmpfs the root. The initramfs itself cannot be left by `pivot_root(2)`, which containers need
 /// (Documentation/filesystems/ramfs-rootfs-initramfs.rst); its one file stays open as `/proc/self/exe`.

@@ -6,8 +6,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crate::boot::CGROUP_ROOT;
 use crate::error::{Context, Error, Kind, Result};
+
+/// Where cgroup v2 is mounted.
+pub const ROOT: &str = "/sys/fs/cgroup";
 
 /// A cgroup by its path in the file system.
 #[derive(Clone, Debug)]
@@ -18,17 +20,17 @@ pub struct Cgroup {
 impl Cgroup {
     /// The cgroup of a container; the id was checked.
     pub fn of(container: &str) -> Self {
-        Self { path: Path::new(CGROUP_ROOT).join("cloister").join(container) }
+        Self { path: Path::new(ROOT).join("cloister").join(container) }
     }
 
     /// The cgroup all containers are in.
     pub fn containers() -> Self {
-        Self { path: Path::new(CGROUP_ROOT).join("cloister") }
+        Self { path: Path::new(ROOT).join("cloister") }
     }
 
     /// The agent's own.
     pub fn agent() -> Self {
-        Self { path: Path::new(CGROUP_ROOT).join("agent") }
+        Self { path: Path::new(ROOT).join("agent") }
     }
 
     /// Moves this process there and keeps that much memory for it, whatever containers need.
@@ -44,7 +46,7 @@ impl Cgroup {
 
     /// The cgroup everything is in.
     pub fn root() -> Self {
-        Self { path: CGROUP_ROOT.into() }
+        Self { path: ROOT.into() }
     }
 
     /// The path an OCI spec has for it.

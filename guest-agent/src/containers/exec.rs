@@ -12,7 +12,7 @@ use cloister_protocol::{limits, v1::ExecRequest};
 use super::process::{Entry, Process};
 use super::stdio::Claimed;
 use super::{Container, Containers};
-use crate::boot::CGROUP_ROOT;
+use crate::cgroup;
 use crate::error::{Context, Error, Kind, Result, lock};
 use crate::runtime::{Helper, Job, JoinRequest, Report, open_process};
 use crate::{spec, users};
@@ -149,7 +149,7 @@ fn started(helper: &Helper) -> Result<Started> {
 fn cgroup_of(pid: u32) -> Option<PathBuf> {
     let content = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
     let path = content.lines().find_map(|line| line.strip_prefix("0::/"))?;
-    Some(Path::new(CGROUP_ROOT).join(path))
+    Some(Path::new(cgroup::ROOT).join(path))
 }
 
 impl Container {
