@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz bench check build guest kernel kernel-reproducible setup images cluster e2e-cluster
+.PHONY: help demo test fuzz bench check build guest kernel kernel-reproducible setup images builder cluster e2e-cluster
 
 GUEST := target/microvm
 export CLOISTER_KERNEL := $(CURDIR)/$(GUEST)
@@ -14,7 +14,7 @@ help: ## list the commands
 demo: build images ## import a Debian root and run commands in a microVM
 	@scripts/demo.sh
 
-test: build images cluster ## every test, virtual machines included
+test: build images builder cluster ## every test, virtual machines included
 	@scripts/test.sh
 
 fuzz: setup ## every fuzz target for FUZZ_SECONDS (20) seconds
@@ -60,6 +60,9 @@ images: setup ## the Debian images that demo, tests and benchmarks use
 
 cluster: setup ## the programs of a small Kubernetes that tests start
 	@scripts/kubernetes.sh >/dev/null
+
+builder: setup ## BuildKit, and the image of the microVM that builds images, from Debian's packages (10 minutes once)
+	@scripts/builder-image.sh >/dev/null
 
 setup: ## Debian packages and helper programs
 	@scripts/setup.sh
