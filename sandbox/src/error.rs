@@ -45,9 +45,9 @@ pub enum Error {
         /// The last failure.
         cause: String,
     },
-    /// No server of the guest's loopback takes connections on a port.
-    #[error("nothing in the guest listens on port {0} of 127.0.0.1 or ::1")]
-    Refused(u16),
+    /// No server in the guest takes connections there.
+    #[error("nothing in the guest listens on {0}")]
+    Refused(String),
     /// The agent is of another release.
     #[error("the guest agent: {0}")]
     Version(#[from] cloister_protocol::version::VersionError),

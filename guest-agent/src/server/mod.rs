@@ -48,6 +48,7 @@ async fn serve(boot: Boot) -> Result<()> {
     });
     let containers =
         Arc::new(Containers::new(cmdline.privileged, Arc::clone(&reaper), Arc::clone(&unclaimed)));
+    let forwarded = forward::run(VsockListener::from(forward), Arc::clone(&containers));
     let agent = Agent {
         started,
         listening,
@@ -65,7 +66,7 @@ async fn serve(boot: Boot) -> Result<()> {
     tokio::select! {
         ended = control => ended.context(|| "serve control calls".into()),
         () = unclaimed.run(VsockListener::from(streams)) => Ok(()),
-        () = forward::run(VsockListener::from(forward)) => Ok(()),
+        () = forwarded => Ok(()),
         ended = reaper.run() => ended,
     }
 }

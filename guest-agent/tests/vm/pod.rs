@@ -429,6 +429,7 @@ async fn the_network_becomes_what_the_host_says() {
     for (family, address, port) in [
         (2, r#"pack("Sna4x8",2,7001,"\x7f\0\0\1")"#, 7001),
         (10, r#"pack("SnNa16N",10,7002,0,"\0"x15 ."\1",0)"#, 7002),
+        (1, r#"pack("Sa*",1,"/tmp/server")"#, 0),
     ] {
         let server = format!(
             r#"socket(S,{family},1,0)||die "socket $!"; bind(S,{address})||die "bind $!"; listen(S,5);
@@ -437,15 +438,25 @@ async fn the_network_becomes_what_the_host_says() {
         let name = format!("server{port}");
         let end = lab.exec("c", &name, "", &["perl", "-e", &server]).await.unwrap();
         assert_eq!(end.code, 0, "{end:?}");
-        let mut connection = agent.forward(port).await.unwrap();
+        let mut connection = match port {
+            0 => agent.forward_unix("c", "/tmp/server").await.unwrap(),
+            port => agent.forward(port).await.unwrap(),
+        };
         connection.write_all(b"everything").await.unwrap();
         connection.shutdown().await.unwrap();
         let mut answer = String::new();
         connection.read_to_string(&mut answer).await.unwrap();
         assert_eq!(answer, "got everything");
     }
-    let refused = agent.forward(7009).await.unwrap_err();
-    assert!(matches!(refused, cloister_sandbox::Error::Refused(7009)), "{refused}");
+    for refused in [
+        agent.forward(7009).await.unwrap_err(),
+        agent.forward(0).await.unwrap_err(),
+        agent.forward_unix("c", "/tmp/other").await.unwrap_err(),
+        agent.forward_unix("nobody", "/tmp/server").await.unwrap_err(),
+        agent.forward_unix("c", "relative").await.unwrap_err(),
+    ] {
+        assert!(matches!(refused, cloister_sandbox::Error::Refused(_)), "{refused}");
+    }
     process.remote().signal(libc::SIGKILL).await.unwrap();
     process.wait().await.unwrap();
     lab.sandbox.stop().await;
