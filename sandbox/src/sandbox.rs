@@ -104,6 +104,15 @@ impl Sandbox {
         self.disks.lock().await.plug_named(&self.machine, file, read_only, false).await
     }
 
+    /// As [`Sandbox::plug_disk`] for a writable file whose content is of use only when the guest has unmounted it in the end:
+    /// until then nothing it writes need reach the host's disk.
+    ///
+    /// # Errors
+    /// As [`Sandbox::plug_disk`].
+    pub async fn plug_temporary(&self, file: OwnedFd) -> Result<String, Error> {
+        self.disks.lock().await.plug_named(&self.machine, file, false, true).await
+    }
+
     /// Plugs an empty ext4 of `bytes` that goes with the machine; its file is made in `folder`. Returns its serial.
     ///
     /// # Errors

@@ -5,6 +5,7 @@ use std::io::{Read, Seek};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
+use cloister_layer::digest::Digest;
 use rustix::fs::{Mode, OFlags};
 
 use super::docker::{DockerArchive, DockerImage};
@@ -16,6 +17,7 @@ use super::spool::{Wrapper, spool};
 use super::tarfile::TarFile;
 use crate::error::{Error, IoContext, Result};
 use crate::import::{self, Options};
+use crate::limits::Limits;
 use crate::progress::Progress;
 use crate::reference::Reference;
 use crate::store::{ImageRecord, Store};
@@ -90,6 +92,30 @@ pub fn import(
         files.name(),
         "neither an OCI layout (oci-layout and index.json) nor a docker archive (manifest.json)",
     ))
+}
+
+/// The digest of the only image (its manifest or index) of an OCI archive that is not compressed as a whole, or of an OCI
+/// layout folder. Reads no more than that takes.
+///
+/// # Errors
+/// When there is not exactly one image, or it can't be found without unpacking.
+pub fn digest(path: &Path) -> Result<Digest> {
+    let limits = Limits::default();
+    let files: Box<dyn Files> = match open(Input::Path(path.to_owned()))? {
+        Opened::Folder(folder) => Box::new(folder),
+        Opened::Seekable(file, name) => Box::new(TarFile::scan(file, &name, limits.archive_entries)?),
+        Opened::Stream(_, name) => return Err(Error::invalid(name, "compressed as a whole: unpack it first")),
+    };
+    let images = match Layout::open(&*files, &limits)? {
+        Some(layout) => layout.images()?,
+        None => return Err(Error::invalid(files.name(), "no OCI layout (oci-layout and index.json)")),
+    };
+    match images.as_slice() {
+        [image] => image.id().parse().map_err(|_| Error::invalid(image.title(), "not a sha256 digest")),
+        images => {
+            Err(Error::invalid(files.name(), format!("{} images where one is expected", images.len())))
+        }
+    }
 }
 
 enum Opened {

@@ -18,6 +18,11 @@ impl<T> Found<T> {
         Self { image, names: Vec::new(), labels: Vec::new(), id }
     }
 
+    /// What the archive knows it by: a digest, or the path of a config.
+    pub(super) fn id(&self) -> &str {
+        &self.id
+    }
+
     pub(super) fn add(&mut self, name: Option<Reference>, label: Option<String>) {
         self.names.extend(name);
         self.labels.extend(label);

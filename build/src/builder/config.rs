@@ -1,0 +1,80 @@
+//! buildkitd's command line and configuration.
+
+use cloister_sandbox::Agent;
+use tokio::io::AsyncWriteExt;
+
+use super::{CONTAINER, Error, Result, SOCKET};
+
+/// The part of the disk, in percent, that records of the cache may take; the rest is for the build itself.
+const CACHE_PERCENT: u64 = 75;
+
+/// Everything but the program's name.
+pub(super) fn arguments() -> Vec<String> {
+    let socket = format!("--addr=unix://{SOCKET}");
+    [
+        socket.as_str(),
+        "--config=/etc/buildkit/buildkitd.toml",
+        "--containerd-worker=false",
+        "--oci-worker=true",
+        "--oci-worker-snapshotter=overlayfs",
+        // Steps share the guest's network, which is a loopback and nothing else unless one was plugged.
+        "--oci-worker-net=host",
+    ]
+    .map(str::to_owned)
+    .to_vec()
+}
+
+/// The garbage collection that a disk of `bytes` needs. Releases before 0.17 know `keepBytes`; later ones take it for
+/// `reservedSpace`, a floor, and need `maxUsedSpace`.
+fn toml(bytes: u64) -> String {
+    let most = bytes / 100 * CACHE_PERCENT;
+    format!(
+        "[worker.oci]\n  gc = true\n  [[worker.oci.gcpolicy]]\n    all = true\n    keepBytes = {most}\n    maxUsedSpace = {most}\n"
+    )
+}
+
+/// Writes the configuration into the container before it starts.
+pub(super) async fn write(agent: &Agent, bytes: u64) -> Result<()> {
+    let archive = archive(&toml(bytes)).map_err(Error::Config)?;
+    let (stream, mut connection) = agent.open_stream().await?;
+    let send = async {
+        // When the agent gives up, its answer says why. The connection is kept open until then.
+        if connection.write_all(&archive).await.is_ok() {
+            let _ = connection.shutdown().await;
+        }
+        connection
+    };
+    tokio::join!(agent.copy_in(CONTAINER, "/", stream), send).0?;
+    Ok(())
+}
+
+/// A tar of the folder and the file, both root's.
+fn archive(toml: &str) -> std::io::Result<Vec<u8>> {
+    let mut tar = tar::Builder::new(Vec::new());
+    for (name, mode, content) in [("etc/buildkit/", 0o755, ""), ("etc/buildkit/buildkitd.toml", 0o644, toml)] {
+        let mut header = tar::Header::new_ustar();
+        let folder = name.ends_with('/');
+        header.set_entry_type(if folder { tar::EntryType::Directory } else { tar::EntryType::Regular });
+        header.set_mode(mode);
+        header.set_size(content.len() as u64);
+        tar.append_data(&mut header, name, content.as_bytes())?;
+    }
+    tar.into_inner()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buildkitd_listens_on_its_socket_only() {
+        let addresses: Vec<_> = arguments().into_iter().filter(|one| one.starts_with("--addr")).collect();
+        assert_eq!(addresses, ["--addr=unix:///run/buildkit/buildkitd.sock"]);
+    }
+
+    #[test]
+    fn the_cache_may_take_three_quarters_of_its_disk() {
+        assert!(toml(4 << 30).contains("keepBytes = 3221225400\n"));
+        assert!(toml(4 << 30).contains("maxUsedSpace = 3221225400\n"));
+    }
+}

@@ -1,0 +1,53 @@
+//! What can go wrong with a builder, one line each.
+
+use std::io;
+use std::path::PathBuf;
+
+/// The result of an operation on a builder.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// A failure of a builder.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The machine, or its agent.
+    #[error("the builder: {0}")]
+    Sandbox(#[from] cloister_sandbox::Error),
+    /// buildkitd did not listen in time, or ended before.
+    #[error("buildkitd did not come up: {cause}; its log ends with: {}", if .log.is_empty() { "nothing" } else { .log })]
+    NotReady {
+        /// What happened.
+        cause: String,
+        /// The last it wrote, on one printable line.
+        log: String,
+    },
+    /// The builder image.
+    #[error("the builder image: {0}")]
+    Image(#[from] cloister_image::Error),
+    /// A builder image that is none.
+    #[error("the builder image {}: {why}", .path.display())]
+    NotAnImage {
+        /// The archive.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// buildkitd's configuration can't be written.
+    #[error("cannot write buildkitd's configuration: {0}")]
+    Config(#[source] io::Error),
+    /// A layer of the builder image can't be used.
+    #[error("cannot use a layer of the builder image: {0}")]
+    Layers(#[source] io::Error),
+    /// A cache disk can't be made or used.
+    #[error("the build cache: cannot {what} {}: {cause}", .path.display())]
+    Cache {
+        /// What was tried.
+        what: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// Why it failed.
+        cause: io::Error,
+    },
+    /// A name that can't be a cache's.
+    #[error("{0:?} cannot name a build cache: use 1 to 64 letters, digits, '.', '_' or '-', not starting with '.'")]
+    CacheKey(String),
+}
