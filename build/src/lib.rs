@@ -1,4 +1,6 @@
 //! Building images with BuildKit: what it asks of the side that has the files.
 
+pub mod builder;
 pub mod context;
+pub mod dockerfile;
 pub mod output;

@@ -66,8 +66,7 @@ impl Caches {
         // Held for the moments in which disks change their names.
         let guard = folder.join(".lock");
         let lock = open(&guard, true).map_err(failed("open", &guard))?;
-        flock(&lock, FlockOperation::LockExclusive)
-            .map_err(|errno| failed("lock", &guard)(errno.into()))?;
+        flock(&lock, FlockOperation::LockExclusive).map_err(|errno| failed("lock", &guard)(errno.into()))?;
         for number in 0..MOST {
             let disk = |file, warm| CacheDisk {
                 file,

@@ -51,7 +51,8 @@ pub(super) async fn write(agent: &Agent, bytes: u64) -> Result<()> {
 /// A tar of the folder and the file, both root's.
 fn archive(toml: &str) -> std::io::Result<Vec<u8>> {
     let mut tar = tar::Builder::new(Vec::new());
-    for (name, mode, content) in [("etc/buildkit/", 0o755, ""), ("etc/buildkit/buildkitd.toml", 0o644, toml)] {
+    for (name, mode, content) in [("etc/buildkit/", 0o755, ""), ("etc/buildkit/buildkitd.toml", 0o644, toml)]
+    {
         let mut header = tar::Header::new_ustar();
         let folder = name.ends_with('/');
         header.set_entry_type(if folder { tar::EntryType::Directory } else { tar::EntryType::Regular });

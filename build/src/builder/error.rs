@@ -48,6 +48,8 @@ pub enum Error {
         cause: io::Error,
     },
     /// A name that can't be a cache's.
-    #[error("{0:?} cannot name a build cache: use 1 to 64 letters, digits, '.', '_' or '-', not starting with '.'")]
+    #[error(
+        "{0:?} cannot name a build cache: use 1 to 64 letters, digits, '.', '_' or '-', not starting with '.'"
+    )]
     CacheKey(String),
 }

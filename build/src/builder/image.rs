@@ -40,9 +40,9 @@ pub fn load(store: &Store, source: &ImageSource, progress: &dyn Progress) -> Res
                 .parse::<Reference>()
                 .map_err(|error| Error::NotAnImage { path: path.clone(), why: error.to_string() })?;
             let digest = archive::digest(path)?;
-            let known = store.get(&name)?.is_some_and(|record| {
-                record.manifest == digest || record.index == Some(digest)
-            });
+            let known = store
+                .get(&name)?
+                .is_some_and(|record| record.manifest == digest || record.index == Some(digest));
             if !known {
                 let options = import::Options { build: facts(), ..import::Options::default() };
                 let request = Request { name: Some(name), select: None, options };

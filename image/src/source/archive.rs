@@ -104,7 +104,9 @@ pub fn digest(path: &Path) -> Result<Digest> {
     let files: Box<dyn Files> = match open(Input::Path(path.to_owned()))? {
         Opened::Folder(folder) => Box::new(folder),
         Opened::Seekable(file, name) => Box::new(TarFile::scan(file, &name, limits.archive_entries)?),
-        Opened::Stream(_, name) => return Err(Error::invalid(name, "compressed as a whole: unpack it first")),
+        Opened::Stream(_, name) => {
+            return Err(Error::invalid(name, "compressed as a whole: unpack it first"));
+        }
     };
     let images = match Layout::open(&*files, &limits)? {
         Some(layout) => layout.images()?,
@@ -112,9 +114,7 @@ pub fn digest(path: &Path) -> Result<Digest> {
     };
     match images.as_slice() {
         [image] => image.id().parse().map_err(|_| Error::invalid(image.title(), "not a sha256 digest")),
-        images => {
-            Err(Error::invalid(files.name(), format!("{} images where one is expected", images.len())))
-        }
+        images => Err(Error::invalid(files.name(), format!("{} images where one is expected", images.len()))),
     }
 }
 
