@@ -1,8 +1,13 @@
 //! What BuildKit sends back as files: one stream of bytes (`tar`, `oci`, `docker`) or a tree (`local`). All of it is a
 //! guest's, and hostile.
 
+mod error;
 mod service;
+mod staging;
+mod stream;
 mod target;
+mod tree;
 
+pub use error::OutputError;
 pub use service::{FileSendServer, FileSendService};
-pub use target::{Limits, Output, OutputError, Receipt, Received};
+pub use target::{Limits, Output, Receipt, Received};

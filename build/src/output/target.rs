@@ -1,9 +1,15 @@
 //! Where an output goes, and what came of it.
 
-use std::path::Path;
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 
+use tempfile::NamedTempFile;
 use tokio::io::AsyncWrite;
 use tokio::sync::oneshot;
+
+use super::OutputError;
+use super::staging::Staging;
 
 /// What a build may send as a tree.
 #[derive(Clone, Copy, Debug)]
@@ -12,14 +18,6 @@ pub struct Limits {
     pub bytes: u64,
     /// Files, folders and links together.
     pub entries: u32,
-}
-
-/// An output that can't be received.
-#[derive(Clone, Debug, thiserror::Error)]
-pub enum OutputError {
-    /// The build ended without sending it.
-    #[error("the build sent no output")]
-    Missing,
 }
 
 /// What was received.
@@ -33,7 +31,14 @@ pub struct Received {
 
 /// Where one output of a build goes.
 pub struct Output {
-    _done: oneshot::Sender<Result<Received, OutputError>>,
+    pub(super) target: Target,
+    pub(super) done: oneshot::Sender<Result<Received, OutputError>>,
+}
+
+pub(super) enum Target {
+    Stream { writer: Box<dyn AsyncWrite + Send + Unpin>, max_bytes: u64 },
+    File { file: NamedTempFile, path: PathBuf, max_bytes: u64 },
+    Folder { staging: Staging, limits: Limits },
 }
 
 /// Tells when an output is there.
@@ -41,22 +46,35 @@ pub struct Output {
 pub struct Receipt(oneshot::Receiver<Result<Received, OutputError>>);
 
 impl Output {
-    /// A stream of at most `max_bytes` into `writer`, which is flushed and shut down at the end.
-    pub fn stream(_writer: impl AsyncWrite + Send + Unpin + 'static, _max_bytes: u64) -> (Self, Receipt) {
+    fn new(target: Target) -> (Self, Receipt) {
         let (done, receipt) = oneshot::channel();
-        (Self { _done: done }, Receipt(receipt))
+        (Self { target, done }, Receipt(receipt))
     }
 
-    /// A stream of at most `max_bytes` into the file `path`, which appears when it is whole.
-    pub fn file(_path: impl AsRef<Path>, _max_bytes: u64) -> Result<(Self, Receipt), OutputError> {
-        let (done, receipt) = oneshot::channel();
-        Ok((Self { _done: done }, Receipt(receipt)))
+    /// A stream of at most `max_bytes` into `writer`, which is shut down at the end.
+    pub fn stream(writer: impl AsyncWrite + Send + Unpin + 'static, max_bytes: u64) -> (Self, Receipt) {
+        Self::new(Target::Stream { writer: Box::new(writer), max_bytes })
+    }
+
+    /// A stream of at most `max_bytes` into the file `path`, which appears, or is replaced, when it is whole.
+    pub fn file(path: impl AsRef<Path>, max_bytes: u64) -> Result<(Self, Receipt), OutputError> {
+        let path = path.as_ref();
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let file = tempfile::Builder::new()
+            .prefix(".cloister-")
+            // As the user's umask has it.
+            .permissions(Permissions::from_mode(0o666))
+            .tempfile_in(folder)
+            .map_err(|error| OutputError::Write(path.display().to_string(), error))?;
+        Ok(Self::new(Target::File { file, path: path.to_owned(), max_bytes }))
     }
 
     /// A tree into the folder `path`, which must not exist or be empty, and appears when the tree is whole.
-    pub fn folder(_path: impl AsRef<Path>, _limits: Limits) -> Result<(Self, Receipt), OutputError> {
-        let (done, receipt) = oneshot::channel();
-        Ok((Self { _done: done }, Receipt(receipt)))
+    ///
+    /// Files belong to this process's user, without set-user-id, set-group-id and sticky bits and without extended
+    /// attributes. Devices, pipes and links that lead out of the folder are refused.
+    pub fn folder(path: impl AsRef<Path>, limits: Limits) -> Result<(Self, Receipt), OutputError> {
+        Ok(Self::new(Target::Folder { staging: Staging::new(path.as_ref())?, limits }))
     }
 }
 
