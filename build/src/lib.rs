@@ -3,4 +3,5 @@
 pub mod builder;
 pub mod context;
 pub mod dockerfile;
+pub mod fuzzing;
 pub mod output;

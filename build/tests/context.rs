@@ -4,40 +4,13 @@
 mod support;
 
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
 use std::fs;
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::UnixListener;
 use std::time::{Duration, SystemTime};
 
 use cloister_build::context::{Context, Patterns};
-use support::{Ask, Builder, FOLDER, LINK, Transfer, serve};
-
-const ALL: Ask<'_> = Ask { name: "", include: &[], exclude: &[], follow: &[] };
-
-/// A folder with these files.
-fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
-    let root = tempfile::tempdir().unwrap();
-    for (path, text) in files {
-        let path = root.path().join(path);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, text).unwrap();
-    }
-    root
-}
-
-async fn paths(root: &tempfile::TempDir, ask: Ask<'_>) -> Vec<String> {
-    let mut builder = Builder::default();
-    builder.sync(&serve(Context::folder(root).unwrap()).await, ask).await.unwrap();
-    builder.paths()
-}
-
-/// Why a transfer did not come to its end.
-async fn refused(root: &tempfile::TempDir, ask: Ask<'_>) -> String {
-    let channel = serve(Context::folder(root).unwrap()).await;
-    Builder::default().sync(&channel, ask).await.unwrap_err().message().to_owned()
-}
+use support::{ALL, Ask, Builder, FOLDER, LINK, folder, paths, refused, serve};
 
 #[tokio::test]
 async fn a_folder_arrives_as_it_is() {
@@ -165,130 +138,6 @@ async fn many_patterns_fit_into_a_request() {
     let mut exclude: Vec<_> = patterns.iter().map(String::as_str).collect();
     exclude.push("b");
     assert_eq!(paths(&root, Ask { exclude: &exclude, ..ALL }).await, ["a"]);
-}
-
-#[tokio::test]
-async fn a_file_that_changes_on_its_way_is_one_clear_error() {
-    type Change = fn(&std::path::Path);
-    let changes: [(&str, Change); 6] = [
-        ("grows", |path| fs::write(path, "longer than it was").unwrap()),
-        ("shrinks", |path| fs::write(path, "").unwrap()),
-        ("has other bytes", |path| fs::write(path, "SAME").unwrap()),
-        ("vanishes", |path| fs::remove_file(path).unwrap()),
-        ("becomes a link", |path| {
-            fs::remove_file(path).unwrap();
-            symlink("/etc/passwd", path).unwrap();
-        }),
-        ("becomes a pipe", |path| {
-            fs::remove_file(path).unwrap();
-            let mode = rustix::fs::Mode::from(0o600);
-            rustix::fs::mknodat(rustix::fs::CWD, path, rustix::fs::FileType::Fifo, mode, 0).unwrap();
-        }),
-    ];
-    for (what, change) in changes {
-        let root = folder(&[("sub/file", "same"), ("sub/other", "fine")]);
-        let channel = serve(Context::folder(&root).unwrap()).await;
-        let mut transfer = Transfer::begin(&channel, ALL).await.unwrap();
-        assert_eq!(transfer.file(transfer.id("sub/other")).await.unwrap(), b"fine");
-        change(&root.path().join("sub/file"));
-        let error = transfer.file(transfer.id("sub/file")).await.unwrap_err();
-        let expected = "\"sub/file\" of the context was changed or removed while it was being sent";
-        assert_eq!(error.message(), expected, "{what}");
-    }
-}
-
-#[tokio::test]
-async fn a_folder_swapped_for_a_link_leads_nowhere() {
-    let outside = folder(&[("file", "host's own")]);
-    let root = folder(&[("sub/file", "host's own")]);
-    let channel = serve(Context::folder(&root).unwrap()).await;
-    let mut transfer = Transfer::begin(&channel, ALL).await.unwrap();
-    fs::rename(root.path().join("sub"), root.path().join("old")).unwrap();
-    symlink(outside.path(), root.path().join("sub")).unwrap();
-    let error = transfer.file(transfer.id("sub/file")).await.unwrap_err();
-    assert!(error.message().contains("\"sub/file\" of the context was changed"), "{error}");
-}
-
-#[tokio::test]
-async fn a_builder_gets_nothing_it_was_not_told_of() {
-    let root = folder(&[("dir/file", "x"), ("hidden", "y")]);
-    let channel = serve(Context::folder(&root).unwrap()).await;
-    let ask = Ask { exclude: &["hidden"], ..ALL };
-    // A folder, a number after the last, the largest.
-    for id in [0, 2, u32::MAX] {
-        let mut transfer = Transfer::begin(&channel, ask).await.unwrap();
-        let error = transfer.file(id).await.unwrap_err();
-        assert!(error.message().starts_with(&format!("the builder asked for file {id} ")), "{error}");
-    }
-    let mut transfer = Transfer::begin(&channel, ask).await.unwrap();
-    assert_eq!(transfer.file(1).await.unwrap(), b"x");
-    assert!(transfer.file(1).await.unwrap_err().message().contains("got already"));
-    for name in ["dockerfile", "../context", "Context"] {
-        let error = Builder::default().sync(&channel, Ask { name, ..ALL }).await.unwrap_err();
-        assert_eq!(error.message(), format!("this build has no context {name:?}"));
-    }
-}
-
-#[tokio::test]
-async fn names_that_are_not_utf8_are_refused_unless_ignored() {
-    let root = folder(&[("sub/a", "")]);
-    let name = OsStr::from_bytes(b"caf\xe9.bin");
-    fs::write(root.path().join("sub").join(name), "").unwrap();
-    let expected = r#"the name or target of "sub/caf\xe9.bin" in the context is not UTF-8"#;
-    assert_eq!(refused(&root, ALL).await, expected);
-    assert_eq!(paths(&root, Ask { exclude: &["**/*.bin"], ..ALL }).await, ["sub", "sub/a"]);
-    fs::remove_file(root.path().join("sub").join(name)).unwrap();
-    symlink(name, root.path().join("sub/link")).unwrap();
-    let expected = r#"the name or target of "sub/link" in the context is not UTF-8"#;
-    assert_eq!(refused(&root, ALL).await, expected);
-}
-
-#[tokio::test]
-async fn a_file_that_can_not_be_read_is_one_clear_error() {
-    // Not even root may read it, so the test needs no other user.
-    let channel = serve(Context::folder("/proc/sys/vm").unwrap()).await;
-    let ask = Ask { include: &["drop_caches"], ..ALL };
-    let error = Builder::default().sync(&channel, ask).await.unwrap_err();
-    assert!(
-        error.message().starts_with("reading \"drop_caches\" of the context: Permission denied"),
-        "{error}"
-    );
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_builder_that_does_not_read_stops_the_reading_of_the_host() {
-    let root = folder(&[("large", "")]);
-    let path = root.path().join("large");
-    fs::File::options().write(true).open(&path).unwrap().set_len(1 << 30).unwrap();
-    let channel = serve(Context::folder(&root).unwrap()).await;
-    let mut transfer = Transfer::begin(&channel, ALL).await.unwrap();
-    transfer.request(bollard_buildkit_proto::fsutil::types::packet::PacketType::PacketReq, 0).await;
-    transfer.next().await.unwrap();
-    let position = || {
-        let fd = fs::read_dir("/proc/self/fd")
-            .unwrap()
-            .flatten()
-            .find(|fd| fs::read_link(fd.path()).is_ok_and(|to| to == path))?;
-        let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.file_name().display())).unwrap();
-        info.lines().next()?.strip_prefix("pos:")?.trim().parse::<u64>().ok()
-    };
-    let mut before = 0;
-    loop {
-        tokio::time::sleep(Duration::from_millis(200)).await;
-        let now = position().unwrap();
-        if now == before {
-            break;
-        }
-        before = now;
-    }
-    assert!(before < 4 << 20, "{before} bytes were read ahead");
-    // And a builder that goes away ends it.
-    drop((transfer, channel));
-    let deadline = std::time::Instant::now() + Duration::from_secs(20);
-    while position().is_some() {
-        assert!(std::time::Instant::now() < deadline);
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
 }
 
 proptest::proptest! {

@@ -10,4 +10,6 @@ mod tree;
 
 pub use error::OutputError;
 pub use service::{FileSendServer, FileSendService};
+pub(crate) use staging::Staging;
 pub use target::{Limits, Output, Receipt, Received};
+pub(crate) use tree::Receiver;

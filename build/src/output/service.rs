@@ -133,8 +133,10 @@ impl tree_api::FileSend for Once {
             if let Err(error) = &received {
                 let text = error.to_string().into_bytes();
                 let packet = Packet { r#type: PacketType::PacketErr.into(), data: text, ..Packet::default() };
-                // Nobody may be there to read it.
-                let _ = answers.try_send(Ok(packet)).and_then(|()| answers.try_send(Err(refusal(error))));
+                // Nobody may be there to read them.
+                for answer in [Ok(packet), Err(refusal(error))] {
+                    let _ = answers.try_send(answer);
+                }
             }
             let _ = done.send(received);
         });

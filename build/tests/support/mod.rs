@@ -23,6 +23,33 @@ pub const FOLDER: u32 = 1 << 31;
 pub const LINK: u32 = 1 << 27;
 const KIND: u32 = FOLDER | LINK | 1 << 26 | 1 << 25 | 1 << 24 | 1 << 21 | 1 << 19;
 
+/// Everything of the context.
+pub const ALL: Ask<'_> = Ask { name: "", include: &[], exclude: &[], follow: &[] };
+
+/// A folder with these files.
+pub fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
+    let root = tempfile::tempdir().unwrap();
+    for (path, text) in files {
+        let path = root.path().join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    }
+    root
+}
+
+/// What a request shows.
+pub async fn paths(root: &tempfile::TempDir, ask: Ask<'_>) -> Vec<String> {
+    let mut builder = Builder::default();
+    builder.sync(&serve(Context::folder(root).unwrap()).await, ask).await.unwrap();
+    builder.paths()
+}
+
+/// Why a transfer did not come to its end.
+pub async fn refused(root: &tempfile::TempDir, ask: Ask<'_>) -> String {
+    let channel = serve(Context::folder(root).unwrap()).await;
+    Builder::default().sync(&channel, ask).await.unwrap_err().message().to_owned()
+}
+
 /// A connection to one service, over a pipe in memory.
 pub async fn channel<S>(service: S) -> Channel
 where
@@ -125,8 +152,12 @@ impl Transfer {
     }
 
     pub async fn request(&self, kind: PacketType, id: u32) {
+        self.say(packet(kind, id)).await;
+    }
+
+    pub async fn say(&self, packet: Packet) {
         // The other side may have given up already; its answer says so.
-        let _ = self.requests.send(packet(kind, id)).await;
+        let _ = self.requests.send(packet).await;
     }
 
     pub fn id(&self, path: &str) -> u32 {

@@ -1,4 +1,4 @@
-//! Outputs as a builder sends them, over a real connection; most of these builders mean no good.
+//! Trees as a builder sends them, over a real connection; most of these builders mean no good.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests are tests")]
 
 mod support;
@@ -9,15 +9,13 @@ use std::path::Path;
 
 use bollard_buildkit_proto::fsutil::types::packet::PacketType;
 use bollard_buildkit_proto::fsutil::types::{Packet, Stat};
-use bollard_buildkit_proto::moby::filesync::packet::file_send_client::FileSendClient as TreeClient;
-use bollard_buildkit_proto::moby::filesync::v1::BytesMessage;
-use bollard_buildkit_proto::moby::filesync::v1::file_send_client::FileSendClient as StreamClient;
-use cloister_build::output::{FileSendService, Limits, Output, OutputError, Receipt, Received};
+use bollard_buildkit_proto::moby::filesync::packet::file_send_client::FileSendClient;
+use cloister_build::output::{FileSendService, Limits, Output, OutputError, Received};
+use proptest::prelude::*;
 use support::{FOLDER, LINK, channel, packet};
-use tokio::io::AsyncReadExt;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Status, Streaming};
+use tonic::Streaming;
 
 const LIMITS: Limits = Limits { bytes: 1 << 20, entries: 1000 };
 
@@ -52,15 +50,12 @@ struct Sender {
 }
 
 impl Sender {
-    async fn begin(outputs: Vec<Output>, exporter: Option<&str>) -> Result<Self, Status> {
-        let channel = channel(FileSendService::new(outputs).server()).await;
+    async fn begin(output: Output) -> Self {
+        let channel = channel(FileSendService::new([output]).server()).await;
         let (to, stream) = mpsc::channel(4096);
-        let mut request = Request::new(ReceiverStream::new(stream));
-        if let Some(id) = exporter {
-            request.metadata_mut().insert("buildkit-attachable-exporter-id", id.parse().unwrap());
-        }
-        let from = TreeClient::new(channel).diff_copy(request).await?.into_inner();
-        Ok(Self { to, from })
+        let request = ReceiverStream::new(stream);
+        let from = FileSendClient::new(channel).diff_copy(request).await.unwrap().into_inner();
+        Self { to, from }
     }
 
     async fn put(&self, packet: Packet) {
@@ -116,7 +111,7 @@ impl Sender {
 /// Sends a tree to a new folder below `place`; what the builder hears, and what the host knows.
 async fn send(place: &Path, tree: &[(Stat, Vec<u8>)]) -> (Result<(), String>, Result<Received, OutputError>) {
     let (output, receipt) = Output::folder(place.join("out"), LIMITS).unwrap();
-    let heard = Sender::begin(vec![output], None).await.unwrap().send(tree).await;
+    let heard = Sender::begin(output).await.send(tree).await;
     (heard, receipt.wait().await)
 }
 
@@ -290,7 +285,7 @@ async fn packets_out_of_place_are_refused() {
         (vec![Packet { data: b"no space".to_vec(), ..packet(PacketType::PacketErr, 0) }], "no space"),
     ] {
         let (output, receipt) = Output::folder(place.path().join("out"), LIMITS).unwrap();
-        let mut sender = Sender::begin(vec![output], None).await.unwrap();
+        let mut sender = Sender::begin(output).await;
         for packet in packets {
             sender.put(packet).await;
         }
@@ -307,7 +302,7 @@ async fn packets_out_of_place_are_refused() {
 async fn a_builder_that_goes_away_leaves_nothing() {
     let place = tempfile::tempdir().unwrap();
     let (output, receipt) = Output::folder(place.path().join("a/b/out"), LIMITS).unwrap();
-    let mut sender = Sender::begin(vec![output], None).await.unwrap();
+    let mut sender = Sender::begin(output).await;
     sender.tell(Some(file("a", "text").0)).await;
     sender.next().await.unwrap();
     sender.bytes(0, b"te").await;
@@ -331,102 +326,64 @@ async fn what_is_there_stays() {
     fs::write(out.join("mine"), "").unwrap();
     let mut locked = [folder("d"), file("d/x", "2")];
     locked[0].0.mode = FOLDER;
-    let heard = Sender::begin(vec![output], None).await.unwrap().send(&locked).await;
+    let heard = Sender::begin(output).await.send(&locked).await;
     assert!(heard.unwrap_err().contains("not empty"));
     assert!(receipt.wait().await.is_err());
     assert_eq!((names(place.path()), names(&out)), (vec!["out".to_owned()], vec!["mine".to_owned()]));
 }
 
-async fn stream(outputs: Vec<Output>, exporter: Option<&str>, messages: Vec<Vec<u8>>) -> Result<(), Status> {
-    let channel = channel(FileSendService::new(outputs).server()).await;
-    let mut request =
-        Request::new(tokio_stream::iter(messages.into_iter().map(|data| BytesMessage { data })));
-    if let Some(id) = exporter {
-        request.metadata_mut().insert("buildkit-attachable-exporter-id", id.parse().unwrap());
-    }
-    let mut answer = StreamClient::new(channel).diff_copy(request).await?.into_inner();
-    assert!(answer.message().await?.is_none());
-    Ok(())
-}
-
-const ABC: &str = "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
-
-fn abc() -> Received {
-    Received { bytes: 3, digest: Some(ABC.into()) }
-}
-
-#[tokio::test]
-async fn a_stream_is_counted_and_hashed() {
-    let (writer, mut reader) = tokio::io::duplex(2);
-    let (output, receipt) = Output::stream(writer, 3);
-    let read = tokio::spawn(async move {
-        let mut text = String::new();
-        reader.read_to_string(&mut text).await.unwrap();
-        text
+/// Packets of a builder: mostly a tree, mostly in order, and bytes for it.
+fn said() -> impl Strategy<Value = Packet> {
+    let path = prop_oneof![
+        9 => "[a-c]{1,2}(/[a-c]{1,2}){0,2}",
+        1 => "(\\.\\.|[a-c./])(/(\\.\\.|[a-c.\\x00]{0,2})){0,3}",
+    ];
+    let mode = prop_oneof![Just(0o644), Just(FOLDER | 0o755), Just(LINK | 0o777), any::<u32>()];
+    let target = prop_oneof![4 => Just(String::new()), 1 => "(\\.\\.|[a-c]{1,2})(/(\\.\\.|[a-c]{1,2})){0,4}", 1 => "/[a-c]"];
+    let stat = (path, mode, -1..9_i64, target).prop_map(|(path, mode, size, target)| Packet {
+        stat: Some(entry(&path, mode, size, &target)),
+        ..packet(PacketType::PacketStat, 0)
     });
-    stream(vec![output], None, vec![b"a".to_vec(), vec![], b"bc".to_vec()]).await.unwrap();
-    assert_eq!(receipt.wait().await.unwrap(), abc());
-    assert_eq!(read.await.unwrap(), "abc");
+    let data = (0..6_u32, proptest::collection::vec(any::<u8>(), 0..5))
+        .prop_map(|(id, data)| Packet { data, ..packet(PacketType::PacketData, id) });
+    let end = Just(packet(PacketType::PacketStat, 0));
+    let other =
+        (any::<i32>(), any::<u32>()).prop_map(|(kind, id)| Packet { r#type: kind, id, ..Packet::default() });
+    prop_oneof![8 => stat, 8 => data, 2 => end, 1 => other]
 }
 
-#[tokio::test]
-async fn a_stream_over_its_limit_or_into_nothing_fails() {
-    let (output, receipt) = Output::stream(tokio::io::sink(), 2);
-    let heard = stream(vec![output], None, vec![b"abc".to_vec()]).await.unwrap_err();
-    assert_eq!(heard.message(), "the output has more than 2 bytes");
-    assert!(matches!(receipt.wait().await, Err(OutputError::TooLarge(2))));
-    let (writer, reader) = tokio::io::duplex(2);
-    drop(reader);
-    let (output, receipt) = Output::stream(writer, 10);
-    assert!(stream(vec![output], None, vec![b"abc".to_vec()]).await.is_err());
-    assert!(matches!(receipt.wait().await, Err(OutputError::Write(..))));
-    let (output, receipt) = Output::stream(tokio::io::sink(), 2);
-    drop(FileSendService::new([output]).server());
-    assert!(matches!(receipt.wait().await, Err(OutputError::Missing)));
-}
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(512))]
 
-#[tokio::test]
-async fn a_file_appears_when_it_is_whole() {
-    let place = tempfile::tempdir().unwrap();
-    let path = place.path().join("image.tar");
-    fs::write(&path, "old").unwrap();
-    let (output, receipt) = Output::file(&path, 2).unwrap();
-    stream(vec![output], None, vec![b"ab".to_vec(), b"c".to_vec()]).await.unwrap_err();
-    assert!(receipt.wait().await.is_err());
-    assert_eq!((fs::read_to_string(&path).unwrap(), names(place.path()).len()), ("old".into(), 1));
-    let (output, receipt) = Output::file(&path, 3).unwrap();
-    stream(vec![output], None, vec![b"ab".to_vec(), b"c".to_vec()]).await.unwrap();
-    assert_eq!(receipt.wait().await.unwrap(), abc());
-    assert_eq!((fs::read_to_string(&path).unwrap(), names(place.path()).len()), ("abc".into(), 1));
-}
-
-fn sink() -> (Output, Receipt) {
-    Output::stream(tokio::io::sink(), 10)
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn each_exporter_has_its_output_once() {
-    let place = tempfile::tempdir().unwrap();
-    let (tree, tree_there) = Output::folder(place.path().join("out"), LIMITS).unwrap();
-    let (first, first_there) = sink();
-    let server = FileSendService::new([first, tree]).server();
-    let one = channel(server.clone()).await;
-    let send = |id: &'static str| {
-        let mut request = Request::new(tokio_stream::iter([BytesMessage { data: b"abc".to_vec() }]));
-        request.metadata_mut().insert("buildkit-attachable-exporter-id", id.parse().unwrap());
-        let mut client = StreamClient::new(one.clone());
-        async move { client.diff_copy(request).await.map(drop).map_err(|status| status.message().to_owned()) }
-    };
-    send("0").await.unwrap();
-    assert_eq!(first_there.wait().await.unwrap(), abc());
-    assert_eq!(send("0").await.unwrap_err(), "this output was sent before");
-    for id in ["2", "-1", "x", "4294967296"] {
-        assert_eq!(send(id).await.unwrap_err(), format!("this build has no output {id:?}"));
+    /// Whatever a builder sends, there is a whole tree in its place, or nothing; and nothing beside it.
+    #[test]
+    fn any_packets_leave_a_tree_or_nothing(mut said in proptest::collection::vec(said(), 0..16), sorted: bool) {
+        if sorted {
+            said.sort_by_key(|packet| (packet.stat.is_none(), packet.stat.as_ref().map(|stat| stat.path.replace('/', "\0"))));
+        }
+        let place = tempfile::tempdir().unwrap();
+        let received = cloister_build::fuzzing::output(&place.path().join("out"), LIMITS, said);
+        let expected = if received.is_ok() { vec!["out".to_owned()] } else { Vec::new() };
+        prop_assert_eq!(names(place.path()), expected);
+        if received.is_ok() {
+            inside(&place.path().join("out"), &place.path().join("out").canonicalize().unwrap());
+        }
     }
-    let (to, stream) = mpsc::channel(8);
-    let mut request = Request::new(ReceiverStream::new(stream));
-    request.metadata_mut().insert("buildkit-attachable-exporter-id", "1".parse().unwrap());
-    let from = TreeClient::new(one.clone()).diff_copy(request).await.unwrap().into_inner();
-    Sender { to, from }.send(&[file("a", "x")]).await.unwrap();
-    assert_eq!(tree_there.wait().await.unwrap().bytes, 1);
+}
+
+/// All of a tree is files, folders and links that stay in it.
+fn inside(folder: &Path, root: &Path) {
+    for name in names(folder) {
+        let path = folder.join(name);
+        let kind = fs::symlink_metadata(&path).unwrap().file_type();
+        assert!(kind.is_file() || kind.is_dir() || kind.is_symlink());
+        if kind.is_symlink() {
+            assert!(
+                path.canonicalize().is_err() || path.canonicalize().unwrap().starts_with(root),
+                "{path:?}"
+            );
+        } else if kind.is_dir() {
+            inside(&path, root);
+        }
+    }
 }
