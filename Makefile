@@ -43,7 +43,7 @@ check: ## format, lint, documents, dependencies and licences
 	@scripts/check.sh
 
 build: setup kernel guest ## the programs and the guest
-	cargo build --release --locked -p cloister -p cloister-shim -p cloister-node
+	cargo build --release --locked -p cloister -p cloister-shim -p cloister-node -p cloister-operator
 
 guest: setup kernel ## kernel and initramfs of the guest, in target/microvm
 	@scripts/guest.sh $(GUEST)

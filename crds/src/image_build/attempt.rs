@@ -17,6 +17,11 @@ pub struct Attempt {
     /// The metadata.generation it builds; later changes of the spec are for the next attempt.
     #[schemars(range(min = 0))]
     pub generation: i64,
+    /// What of the spec makes a difference to the image, in 16 hex digits: a finished build is not repeated for a change
+    /// elsewhere, such as of history.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 16), regex(pattern = r"^[a-f0-9]{16}$"))]
+    pub fingerprint: Option<String>,
     /// Why it was started: Spec, BaseImage, Schedule, Annotation, Retry, or Unknown.
     pub trigger: TriggerKind,
     /// Its pod.
