@@ -18,6 +18,10 @@ pub const BUSYBOX: &str = "lab.test/busybox:1";
 pub const LAYERS: &str = "lab.test/layers:1";
 /// Busybox with a user, a working folder, a volume, an environment, an entry point and a stop signal.
 pub const CONFIGURED: &str = "lab.test/configured:1";
+/// Busybox with links where volumes may be mounted: `/up`, `/absolute`, `/through`, `/to-proc`; and a file `/mark`.
+pub const LINKS: &str = "lab.test/links:1";
+/// A configuration and no layer.
+pub const NO_LAYERS: &str = "lab.test/no-layers:1";
 
 /// How many layers [`LAYERS`] has.
 pub const LAYER_COUNT: usize = 128;
@@ -46,6 +50,8 @@ fn archive(name: &str) -> Result<PathBuf> {
             }
             (layers, shell())
         }
+        LINKS => (vec![Layer::plain(busybox_layer(&busybox)?), Layer::plain(links_layer()?)], shell()),
+        NO_LAYERS => (vec![], shell()),
         CONFIGURED => (
             vec![Layer::plain(busybox_layer(&busybox)?)],
             json!({
@@ -147,6 +153,21 @@ fn numbered_layer(number: usize) -> Result<Vec<u8>> {
         folder(to, "layers", 0o755, 0)?;
         file_entry(to, &format!("layers/{number}"), 0o644, format!("{number}\n").as_bytes())?;
         file_entry(to, "top", 0o644, format!("{number}\n").as_bytes())
+    })
+}
+
+fn links_layer() -> Result<Vec<u8>> {
+    tar(|to| {
+        file_entry(to, "mark", 0o644, b"of the image\n")?;
+        for (name, target) in [
+            ("up", "../../../../srv/up"),
+            ("absolute", "/srv/absolute"),
+            ("through", "/srv"),
+            ("to-proc", "/proc"),
+        ] {
+            to.append_link(&mut header(tar::EntryType::Symlink, 0o777, 0), name, target)?;
+        }
+        Ok(())
     })
 }
 

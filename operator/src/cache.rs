@@ -61,8 +61,7 @@ pub struct Watches {
 impl Cache {
     /// Starts to watch `namespaces`, or all when there is none.
     pub fn start(client: &Client, namespaces: &[String], metrics: &Arc<Metrics>) -> (Self, Wakes, Watches) {
-        let mut watches =
-            Watches { tasks: JoinSet::new(), client: client.clone(), metrics: metrics.clone() };
+        let mut watches = Watches { tasks: JoinSet::new(), client: client.clone(), metrics: metrics.clone() };
         let changed = Arc::new(Notify::new());
         let nodes_changed = Arc::new(Notify::new());
         let names: Vec<Option<&String>> = match namespaces {
@@ -72,7 +71,8 @@ impl Cache {
         let (scopes, wakes) = names.into_iter().map(|name| watches.scope(name, &changed)).unzip();
         let nodes = watches.nodes(&nodes_changed);
         let everything = watcher::Config::default().page_size(PAGE);
-        let classes = watches.watch(Api::all(client.clone()), everything, "PriorityClass", bare, |_| async {});
+        let classes =
+            watches.watch(Api::all(client.clone()), everything, "PriorityClass", bare, |_| async {});
         (Self { scopes, nodes, classes, changed, nodes_changed }, wakes, watches)
     }
 
@@ -120,13 +120,14 @@ impl Watches {
             None => Api::all(client),
         };
         let told = (wake.clone(), changed.clone());
-        let builds = self.watch(of(self.client.clone()), config.clone(), "ImageBuild", trim_build, move |build| {
-            let (wake, changed) = told.clone();
-            async move {
-                changed.notify_one();
-                let _ = wake.send(ObjectRef::from_obj(&build)).await;
-            }
-        });
+        let builds =
+            self.watch(of(self.client.clone()), config.clone(), "ImageBuild", trim_build, move |build| {
+                let (wake, changed) = told.clone();
+                async move {
+                    changed.notify_one();
+                    let _ = wake.send(ObjectRef::from_obj(&build)).await;
+                }
+            });
         let api = match namespace {
             Some(namespace) => Api::namespaced(self.client.clone(), namespace),
             None => Api::all(self.client.clone()),
@@ -150,7 +151,8 @@ impl Watches {
         let api: Api<PartialObjectMeta<Node>> = Api::all(self.client.clone());
         self.watch(api, watcher::Config::default().page_size(500), "Node", bare, move |node| {
             // Nodes change all the time; their names and labels do not.
-            let PartialObjectMeta { metadata: ObjectMeta { name, labels, deletion_timestamp, .. }, .. } = node;
+            let PartialObjectMeta { metadata: ObjectMeta { name, labels, deletion_timestamp, .. }, .. } =
+                node;
             let seen = (labels, deletion_timestamp.is_some());
             let old = known.lock().map(|mut known| known.insert(name, seen.clone()));
             if old.is_ok_and(|old| old != Some(seen)) {

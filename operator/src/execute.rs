@@ -83,7 +83,9 @@ impl<'a> Executor<'a> {
         Self { client, build, name: build.name_any(), version: build.resource_version() }
     }
 
-    fn namespaced<K: Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>>(&self) -> Api<K> {
+    fn namespaced<K: Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>>(
+        &self,
+    ) -> Api<K> {
         Api::namespaced(self.client.clone(), &self.build.namespace().unwrap_or_default())
     }
 

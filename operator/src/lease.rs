@@ -132,7 +132,8 @@ impl Election {
         let now = Instant::now();
         match &self.seen {
             Some((seen, since)) if seen == version => {
-                let seconds = u64::try_from(spec.lease_duration_seconds.unwrap_or_default()).unwrap_or_default();
+                let seconds =
+                    u64::try_from(spec.lease_duration_seconds.unwrap_or_default()).unwrap_or_default();
                 since.elapsed() >= Duration::from_secs(seconds)
             }
             _ => {

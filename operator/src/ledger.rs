@@ -127,9 +127,9 @@ pub fn jitter(build: &ImageBuild) -> f64 {
     let number = attempts.map_or(0, |attempt| attempt.number);
     let text = format!("{}/{number}", build.metadata.uid.as_deref().unwrap_or_default());
     // FNV-1a; its high bits are mixed best.
-    let hash = text
-        .bytes()
-        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+    let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
     f64::from(u32::try_from(hash >> 32).unwrap_or_default()) / f64::from(u32::MAX)
 }
 

@@ -51,9 +51,8 @@ impl Metrics {
                 metric
             }};
         }
-        let histogram = |name: &str, help: &str, bounds: &[f64]| {
-            HistogramOpts::new(name, help).buckets(bounds.to_vec())
-        };
+        let histogram =
+            |name: &str, help: &str, bounds: &[f64]| HistogramOpts::new(name, help).buckets(bounds.to_vec());
         Ok(Self {
             reconciles: register!(IntCounter::new("reconcile_total", "Looks at an ImageBuild")),
             errors: register!(IntCounterVec::new(
@@ -127,7 +126,11 @@ mod tests {
         let metrics = Metrics::new().unwrap();
         metrics.ended(&Attempt {
             failure: Some(Failure { reason: BuildReason::OutOfMemory, ..Failure::default() }),
-            stages: vec![Stage { name: StageName::Solve, start_time: None, duration_milliseconds: Some(1500) }],
+            stages: vec![Stage {
+                name: StageName::Solve,
+                start_time: None,
+                duration_milliseconds: Some(1500),
+            }],
             ..Attempt::default()
         });
         let page = metrics.page().unwrap();

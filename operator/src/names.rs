@@ -4,7 +4,8 @@
 /// kubelet always pulls "latest".
 pub fn canonical(image: &str, digest: &str) -> String {
     let (first, rest) = image.split_once('/').unwrap_or(("", image));
-    let registry = first == "localhost" || first.contains(['.', ':']) || first.bytes().any(|b| b.is_ascii_uppercase());
+    let registry =
+        first == "localhost" || first.contains(['.', ':']) || first.bytes().any(|b| b.is_ascii_uppercase());
     let name = match (registry, first) {
         // Docker's two names of one registry.
         (true, "index.docker.io" | "docker.io") if !rest.contains('/') => format!("docker.io/library/{rest}"),

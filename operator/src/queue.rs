@@ -122,9 +122,8 @@ pub struct Placed {
 pub fn full_nodes(nodes: &[String], pods: &[Placed], most: Option<usize>) -> Vec<String> {
     let Some(most) = most else { return Vec::new() };
     let underway = pods.iter().filter(|pod| pod.node.is_none() && pod.fresh).count();
-    let full = |node: &&String| {
-        pods.iter().filter(|pod| pod.node.as_ref() == Some(node)).count() + underway >= most
-    };
+    let full =
+        |node: &&String| pods.iter().filter(|pod| pod.node.as_ref() == Some(node)).count() + underway >= most;
     nodes.iter().filter(full).cloned().collect()
 }
 
@@ -155,7 +154,13 @@ mod tests {
 
     #[test]
     fn namespaces_take_turns_and_the_oldest_of_each_is_first() {
-        let all = waiting(&[("a", "2", 0, 2), ("a", "1", 0, 1), ("a", "3", 0, 3), ("b", "9", 0, 9), ("c", "5", 0, 5)]);
+        let all = waiting(&[
+            ("a", "2", 0, 2),
+            ("a", "1", 0, 1),
+            ("a", "3", 0, 3),
+            ("b", "9", 0, 9),
+            ("c", "5", 0, 5),
+        ]);
         let order = order(all, &Served::default(), &limits(2, 9));
         assert_eq!(line(&order), ["a/1", "b/9", "c/5", "a/2", "a/3"]);
         assert_eq!(order.go, ["a/1", "b/9"].map(str::to_owned).into());

@@ -10,12 +10,12 @@ use cloister_crds::ImageBuild;
 use cloister_pages::{Page, Pages};
 use futures::FutureExt;
 use futures::stream::{self, StreamExt};
+use kube::Client;
 use kube::api::Api;
+use kube::runtime::applier;
 use kube::runtime::controller::{Config, ReconcileRequest};
 use kube::runtime::events::{Recorder, Reporter};
-use kube::runtime::applier;
 use kube::runtime::reflector::ObjectRef;
-use kube::Client;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -158,7 +158,8 @@ async fn looks(wakes: Wakes, pumped: Wakes, context: &Arc<Context>) {
         let builds = scope.builds.clone();
         let config = Config::default().concurrency(PARALLEL).debounce(DEBOUNCE);
         let one = move |build, context| Box::pin(reconcile::reconcile(build, scope.clone(), context));
-        let failed = |build: Arc<_>, error: &_, context: Arc<Context>| reconcile::failed(&build, error, &context);
+        let failed =
+            |build: Arc<_>, error: &_, context: Arc<Context>| reconcile::failed(&build, error, &context);
         // Each error has had its line and its number in `failed`.
         applier(one, failed, context.clone(), builds, queue, config).for_each(|_| async {}).boxed_local()
     });

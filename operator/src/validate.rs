@@ -62,7 +62,9 @@ fn further(spec: &ImageBuildSpec) -> Vec<String> {
                 && thousandths(request) > thousandths(limit)
             {
                 let (request, limit) = (&request.0, &limit.0);
-                wrong.push(format!("spec.resources: {name} of requests ({request}) is above limits ({limit})"));
+                wrong.push(format!(
+                    "spec.resources: {name} of requests ({request}) is above limits ({limit})"
+                ));
             }
         }
     }
@@ -121,7 +123,8 @@ mod tests {
 
     #[test]
     fn what_no_rule_can_say_is_checked_too() {
-        let list = |memory: &str| ResourceList { memory: Some(Quantity(memory.into())), ..Default::default() };
+        let list =
+            |memory: &str| ResourceList { memory: Some(Quantity(memory.into())), ..Default::default() };
         let above = refused(|build| {
             build.spec.resources = Some(Resources { requests: Some(list("2Gi")), limits: Some(list("2G")) });
         });
@@ -135,8 +138,11 @@ mod tests {
         assert!(schedule("99 * * * *", None).contains("99 is not between 0 and 59"));
         assert!(schedule("0 0 * * *", Some("Europe/Atlantis")).contains("no time zone is called"));
         let large = refused(|build| {
-            build.spec.source.inline.as_mut().unwrap().files =
-                vec![cloister_crds::InlineFile { path: "a".into(), content: Some("x".repeat(1 << 20)), ..Default::default() }];
+            build.spec.source.inline.as_mut().unwrap().files = vec![cloister_crds::InlineFile {
+                path: "a".into(),
+                content: Some("x".repeat(1 << 20)),
+                ..Default::default()
+            }];
         });
         assert!(large.contains("983040 is the most"), "{large}");
     }

@@ -34,6 +34,7 @@ macro_rules! microvm_cases {
 }
 
 mod death;
+mod flaws;
 mod life;
 mod logs;
 mod network;

@@ -117,7 +117,10 @@ pub fn judge(
         return end(pod, settings, now);
     }
     if pod.is_lost(now) {
-        return ended(BuildReason::NodeLost, format!("nobody on node {} ends pod {}", of(&pod.node), pod.name));
+        return ended(
+            BuildReason::NodeLost,
+            format!("nobody on node {} ends pod {}", of(&pod.node), pod.name),
+        );
     }
     let timeout = SignedDuration::try_from(std::time::Duration::from(build.spec.timeout)).unwrap_or_default();
     let deadline = pod.started.map(|started| started + timeout + OVERDUE);
@@ -157,9 +160,14 @@ fn end(pod: &BuildPod, settings: &Settings, now: Timestamp) -> Judged {
     let with = |what: &str| if message.is_empty() { what.to_owned() } else { format!("{what}: {message}") };
     let reason = pod.reason.as_deref().unwrap_or_default();
     match reason {
-        "DeadlineExceeded" => return ended(R::DeadlineExceeded, with("the build took longer than spec.timeout")),
+        "DeadlineExceeded" => {
+            return ended(R::DeadlineExceeded, with("the build took longer than spec.timeout"));
+        }
         "OOMKilled" => {
-            return ended(R::OutOfMemory, with("the build needed more memory than spec.resources.limits.memory"));
+            return ended(
+                R::OutOfMemory,
+                with("the build needed more memory than spec.resources.limits.memory"),
+            );
         }
         "NodeLost" | "NodeShutdown" | "Shutdown" | "Terminated" => {
             return ended(R::NodeLost, with(&format!("node {} ended the pod ({reason})", of(&pod.node))));

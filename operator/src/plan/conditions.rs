@@ -81,7 +81,10 @@ impl State {
             Self::Queued { place: 0, .. } => "waits to be lined up".to_owned(),
             Self::Queued { place, of } => format!("number {place} of {of} in line"),
             Self::RetryAt(at, attempt) => {
-                format!("{}; the next one starts at {at:.0}", describe(attempt.number, attempt.failure.as_ref()))
+                format!(
+                    "{}; the next one starts at {at:.0}",
+                    describe(attempt.number, attempt.failure.as_ref())
+                )
             }
             Self::Running { message, .. } | Self::Distributing(message) => message.clone(),
             Self::Ready => match (&status.image, &status.digest) {

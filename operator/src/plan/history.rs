@@ -36,13 +36,7 @@ fn succeeded(attempt: &Attempt) -> bool {
 }
 
 /// Deletes pods that nobody needs: of forgotten attempts, and of ended ones that do not end by themselves.
-pub fn pods(
-    plan: &mut Plan,
-    status: &ImageBuildStatus,
-    stale: &[i64],
-    observed: &Observed,
-    now: Timestamp,
-) {
+pub fn pods(plan: &mut Plan, status: &ImageBuildStatus, stale: &[i64], observed: &Observed, now: Timestamp) {
     let newest = status.attempts.last().map_or(0, |attempt| attempt.number);
     for pod in observed.pods.iter().filter(|pod| pod.deleting.is_none()) {
         let attempt = status.attempts.iter().find(|attempt| attempt.number == pod.attempt);

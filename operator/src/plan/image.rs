@@ -59,7 +59,9 @@ pub fn distribution(build: &ImageBuild, status: &ImageBuildStatus, observed: &Ob
     let digest = success.and_then(|attempt| attempt.digest.as_ref());
     let entries = || status.nodes.iter().filter(|node| selected.contains(&node.name));
     let ready = entries()
-        .filter(|node| node.state == NodeState::Ready && node.digest.is_some() && node.digest.as_ref() == digest)
+        .filter(|node| {
+            node.state == NodeState::Ready && node.digest.is_some() && node.digest.as_ref() == digest
+        })
         .count();
     let failed = entries().find(|node| node.state == NodeState::Failed);
     let trouble = failed
@@ -82,11 +84,11 @@ pub fn describe(build: &ImageBuild, status: &mut ImageBuildStatus, observed: &Ob
     let ended = success(status).map(|attempt| attempt.number) == status.attempts.last().map(|a| a.number);
     // Names are those of the spec that was built: a changed one has its say with the next result.
     if status.image.is_none() || status.digest.as_ref() != Some(&digest) || ended {
-        status.image =
-            build.spec.output.images.first().map(|image| crate::names::canonical(image, &digest));
+        status.image = build.spec.output.images.first().map(|image| crate::names::canonical(image, &digest));
     }
     status.digest = Some(digest);
     let distribution = distribution(build, status, observed);
     let count = |number: usize| i32::try_from(number).ok();
-    (status.nodes_ready, status.nodes_selected) = (count(distribution.ready), count(distribution.selected.len()));
+    (status.nodes_ready, status.nodes_selected) =
+        (count(distribution.ready), count(distribution.selected.len()));
 }

@@ -194,7 +194,10 @@ impl Draft<'_> {
         let index = self.status.attempts.iter().position(is_running)?;
         let mut attempt = self.status.attempts[index].clone();
         let pod = self.observed.pods.iter().find(|pod| pod.attempt == attempt.number);
-        if attempt.start_time.is_none() && pod.is_none() && attempt.digest.is_none() && attempt.failure.is_none()
+        if attempt.start_time.is_none()
+            && pod.is_none()
+            && attempt.digest.is_none()
+            && attempt.failure.is_none()
         {
             return self.intent(index, refused);
         }
@@ -222,7 +225,8 @@ impl Draft<'_> {
         self.status.node = attempt.node.clone();
         self.status.start_time = attempt.start_time.clone();
         self.status.completion_time = attempt.completion_time.clone();
-        self.status.progress = attempt.steps.as_ref().map(|steps| format!("{}/{}", steps.completed, steps.total));
+        self.status.progress =
+            attempt.steps.as_ref().map(|steps| format!("{}/{}", steps.completed, steps.total));
         state
     }
 

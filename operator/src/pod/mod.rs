@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 
 use cloister_crds::{Attempt, ImageBuild, Network, ResourceList};
 use k8s_openapi::api::core::v1::{
-    Affinity, ConfigMap, Container, NodeAffinity, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, Pod,
-    PodSpec, ResourceRequirements,
+    Affinity, ConfigMap, Container, NodeAffinity, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm,
+    Pod, PodSpec, ResourceRequirements,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
@@ -221,7 +221,10 @@ mod tests {
         assert_eq!(annotations["cluster-autoscaler.kubernetes.io/safe-to-evict"], "false");
         assert_eq!((annotations[BUILDER].as_str(), annotations[NETWORK].as_str()), ("true", "None"));
         let owner = &pod.metadata.owner_references.unwrap()[0];
-        assert_eq!((owner.kind.as_str(), owner.uid.as_str(), owner.controller), ("ImageBuild", "u1", Some(true)));
+        assert_eq!(
+            (owner.kind.as_str(), owner.uid.as_str(), owner.controller),
+            ("ImageBuild", "u1", Some(true))
+        );
         let spec = pod.spec.unwrap();
         assert_eq!(spec.runtime_class_name.as_deref(), Some("cloister"));
         assert_eq!(spec.active_deadline_seconds, Some(3600));

@@ -99,8 +99,12 @@ mod tests {
         assert_eq!(killed.finished, Some("2027-01-01T00:01:00Z".parse().unwrap()));
         assert_eq!(pod(ended("Error")).reason, None);
         let evicted = pod(json!({"phase": "Failed", "reason": "Evicted", "message": "low on memory"}));
-        assert_eq!((evicted.reason.as_deref(), evicted.message.as_deref()), (Some("Evicted"), Some("low on memory")));
-        let disrupted = pod(json!({"phase": "Failed", "conditions": [{"type": "DisruptionTarget", "status": "True"}]}));
+        assert_eq!(
+            (evicted.reason.as_deref(), evicted.message.as_deref()),
+            (Some("Evicted"), Some("low on memory"))
+        );
+        let disrupted =
+            pod(json!({"phase": "Failed", "conditions": [{"type": "DisruptionTarget", "status": "True"}]}));
         assert_eq!(disrupted.reason.as_deref(), Some("Evicted"));
     }
 

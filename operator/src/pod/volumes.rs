@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use cloister_crds::{Attempt, ImageBuild};
 use k8s_openapi::api::core::v1::{
-    ConfigMapVolumeSource, KeyToPath, PersistentVolumeClaimVolumeSource, SecretVolumeSource, Volume, VolumeMount,
+    ConfigMapVolumeSource, KeyToPath, PersistentVolumeClaimVolumeSource, SecretVolumeSource, Volume,
+    VolumeMount,
 };
 
 use super::HOST;
@@ -18,31 +19,43 @@ pub fn volumes(build: &ImageBuild, attempt: &Attempt) -> (Vec<Volume>, Vec<Volum
     let spec = &build.spec;
     let mut all = All::default();
     let name = super::name(build.metadata.name.as_deref().unwrap_or_default(), attempt.number);
-    all.add("spec".into(), "spec", Volume {
-        config_map: Some(ConfigMapVolumeSource { name, ..ConfigMapVolumeSource::default() }),
-        ..Volume::default()
-    });
-    for (index, (name, keys)) in secrets(build).into_iter().enumerate() {
-        all.add(format!("secret-{index}"), &format!("secrets/{name}"), Volume {
-            secret: Some(SecretVolumeSource {
-                secret_name: Some(name),
-                items: items(keys),
-                default_mode: Some(0o400),
-                optional: Some(true),
-            }),
+    all.add(
+        "spec".into(),
+        "spec",
+        Volume {
+            config_map: Some(ConfigMapVolumeSource { name, ..ConfigMapVolumeSource::default() }),
             ..Volume::default()
-        });
+        },
+    );
+    for (index, (name, keys)) in secrets(build).into_iter().enumerate() {
+        all.add(
+            format!("secret-{index}"),
+            &format!("secrets/{name}"),
+            Volume {
+                secret: Some(SecretVolumeSource {
+                    secret_name: Some(name),
+                    items: items(keys),
+                    default_mode: Some(0o400),
+                    optional: Some(true),
+                }),
+                ..Volume::default()
+            },
+        );
     }
     for (index, (name, keys)) in config_maps(build).into_iter().enumerate() {
-        all.add(format!("config-{index}"), &format!("config-maps/{name}"), Volume {
-            config_map: Some(ConfigMapVolumeSource {
-                name,
-                items: items(keys),
-                optional: Some(true),
-                ..ConfigMapVolumeSource::default()
-            }),
-            ..Volume::default()
-        });
+        all.add(
+            format!("config-{index}"),
+            &format!("config-maps/{name}"),
+            Volume {
+                config_map: Some(ConfigMapVolumeSource {
+                    name,
+                    items: items(keys),
+                    optional: Some(true),
+                    ..ConfigMapVolumeSource::default()
+                }),
+                ..Volume::default()
+            },
+        );
     }
     let mut claims: BTreeMap<&str, bool> = BTreeMap::new();
     if let Some(claim) = &spec.source.persistent_volume_claim {
@@ -53,13 +66,17 @@ pub fn volumes(build: &ImageBuild, attempt: &Attempt) -> (Vec<Volume>, Vec<Volum
         claims.insert(&archive.claim_name, false);
     }
     for (index, (name, read_only)) in claims.into_iter().enumerate() {
-        all.add(format!("claim-{index}"), &format!("claims/{name}"), Volume {
-            persistent_volume_claim: Some(PersistentVolumeClaimVolumeSource {
-                claim_name: name.to_owned(),
-                read_only: read_only.then_some(true),
-            }),
-            ..Volume::default()
-        });
+        all.add(
+            format!("claim-{index}"),
+            &format!("claims/{name}"),
+            Volume {
+                persistent_volume_claim: Some(PersistentVolumeClaimVolumeSource {
+                    claim_name: name.to_owned(),
+                    read_only: read_only.then_some(true),
+                }),
+                ..Volume::default()
+            },
+        );
         if !read_only && let Some(mount) = all.mounts.last_mut() {
             mount.read_only = None;
         }
@@ -180,7 +197,8 @@ mod tests {
             (volumes[1].persistent_volume_claim.clone().unwrap().read_only, mounts[1].read_only)
         };
         assert_eq!(read_only(&build), (Some(true), Some(true)));
-        build.spec.output.archive = Some(ArchiveOutput { claim_name: "disk".into(), ..ArchiveOutput::default() });
+        build.spec.output.archive =
+            Some(ArchiveOutput { claim_name: "disk".into(), ..ArchiveOutput::default() });
         assert_eq!(read_only(&build), (None, None));
     }
 

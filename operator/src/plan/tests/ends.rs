@@ -82,7 +82,10 @@ fn a_pod_that_was_deleted_is_tried_again() {
     world.observed.pods.clear();
     world.settle();
     assert_eq!(failure(&mut world), Some(BuildReason::PodEvicted));
-    assert_eq!(world.words(), "Pending Ready=False/RetryScheduled Reconciling=True/RetryScheduled Succeeded=False/PodEvicted");
+    assert_eq!(
+        world.words(),
+        "Pending Ready=False/RetryScheduled Reconciling=True/RetryScheduled Succeeded=False/PodEvicted"
+    );
     assert_eq!(world.plan().again, Some(at(11)));
     world.second = 11;
     world.settle();
@@ -117,7 +120,11 @@ fn retries_grow_apart_and_end() {
     }
     assert_eq!(waits, [10, 20]);
     world.settle();
-    assert!(world.words().starts_with("Failed Ready=False/RegistryUnavailable Stalled=True"), "{}", world.words());
+    assert!(
+        world.words().starts_with("Failed Ready=False/RegistryUnavailable Stalled=True"),
+        "{}",
+        world.words()
+    );
     assert_eq!(world.numbers().len(), 3);
     // A change starts a chain of its own.
     world.change(|spec| spec.target = Some("x".into()));
@@ -181,7 +188,10 @@ fn cancel_ends_what_runs_and_starts_nothing() {
     world.change(|spec| spec.cancel = true);
     world.settle();
     assert!(world.pod(1).deleting.is_some());
-    assert_eq!(world.words(), "Cancelled Ready=False/Cancelled Stalled=True/Cancelled Succeeded=False/Cancelled");
+    assert_eq!(
+        world.words(),
+        "Cancelled Ready=False/Cancelled Stalled=True/Cancelled Succeeded=False/Cancelled"
+    );
     world.second = 100_000;
     world.settle();
     assert_eq!(world.numbers().len(), 1);

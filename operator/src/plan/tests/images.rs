@@ -111,6 +111,9 @@ fn a_failed_repetition_leaves_the_image_ready() {
     world.runs(2);
     world.fails(2, BuildReason::StepFailed);
     world.settle();
-    assert_eq!(world.words(), "Failed Ready=True/ImageReady Stalled=True/StepFailed Succeeded=False/StepFailed");
+    assert_eq!(
+        world.words(),
+        "Failed Ready=True/ImageReady Stalled=True/StepFailed Succeeded=False/StepFailed"
+    );
     assert_eq!(world.status().digest, Some(digest()));
 }

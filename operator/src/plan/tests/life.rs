@@ -14,7 +14,10 @@ fn a_build_goes_from_applied_to_ready() {
     let mut world = World::new();
     let plan = world.step();
     assert_eq!(plan.actions, []);
-    assert_eq!(world.words(), "Pending Ready=False/Scheduling Reconciling=True/Scheduling Succeeded=Unknown/Scheduling");
+    assert_eq!(
+        world.words(),
+        "Pending Ready=False/Scheduling Reconciling=True/Scheduling Succeeded=Unknown/Scheduling"
+    );
     assert_eq!(world.attempt(1).pod.as_deref(), Some("app-1"));
     world.second = 2;
     assert_eq!(world.step().actions, [Action::CreatePod(1)]);
@@ -23,12 +26,22 @@ fn a_build_goes_from_applied_to_ready() {
     world.second = 5;
     world.runs(1);
     world.settle();
-    assert_eq!(world.words(), "Pending Ready=False/Starting Reconciling=True/Starting Succeeded=Unknown/Starting");
+    assert_eq!(
+        world.words(),
+        "Pending Ready=False/Starting Reconciling=True/Starting Succeeded=Unknown/Starting"
+    );
     assert_eq!(world.attempt(1).stages[1].duration_milliseconds, Some(3000));
-    for (stage, phase, reason) in [(StageName::Solve, "Building", "Building"), (StageName::Export, "Distributing", "Distributing")] {
-        world.attempt(1).stages.push(Stage { name: stage, start_time: Some(Time(at(6))), duration_milliseconds: None });
+    for (stage, phase, reason) in
+        [(StageName::Solve, "Building", "Building"), (StageName::Export, "Distributing", "Distributing")]
+    {
+        world.attempt(1).stages.push(Stage {
+            name: stage,
+            start_time: Some(Time(at(6))),
+            duration_milliseconds: None,
+        });
         world.settle();
-        let words = format!("{phase} Ready=False/{reason} Reconciling=True/{reason} Succeeded=Unknown/{reason}");
+        let words =
+            format!("{phase} Ready=False/{reason} Reconciling=True/{reason} Succeeded=Unknown/{reason}");
         assert_eq!(world.words(), words);
     }
     world.attempt(1).steps = Some(cloister_crds::Steps { total: 12, completed: 7, ..Default::default() });
@@ -38,7 +51,10 @@ fn a_build_goes_from_applied_to_ready() {
     world.built(1);
     let plan = world.step();
     assert_eq!(plan.ended.unwrap().number, 1);
-    assert_eq!(world.words(), "Distributing Ready=False/Distributing Reconciling=True/Distributing Succeeded=True/ImageReady");
+    assert_eq!(
+        world.words(),
+        "Distributing Ready=False/Distributing Reconciling=True/Distributing Succeeded=True/ImageReady"
+    );
     assert_eq!(world.status().image.as_deref(), Some("docker.io/library/app:1"));
     world.imported("n1", NodeState::Ready);
     world.settle();

@@ -100,7 +100,8 @@ impl World {
     fn ends(&mut self, number: i64, phase: PodPhase) {
         let now = at(self.second);
         let pod = self.pod(number);
-        (pod.phase, pod.finished, pod.exit_code) = (phase, Some(now), Some(i32::from(phase == PodPhase::Failed)));
+        (pod.phase, pod.finished, pod.exit_code) =
+            (phase, Some(now), Some(i32::from(phase == PodPhase::Failed)));
     }
 
     /// The node writes the result.

@@ -59,7 +59,10 @@ fn suspend_starts_nothing_and_ends_nothing() {
 
 #[test]
 fn what_never_had_a_pod_is_taken_back() {
-    for change in [|spec: &mut cloister_crds::ImageBuildSpec| spec.suspend = true, |spec: &mut cloister_crds::ImageBuildSpec| spec.cancel = true] {
+    for change in [
+        |spec: &mut cloister_crds::ImageBuildSpec| spec.suspend = true,
+        |spec: &mut cloister_crds::ImageBuildSpec| spec.cancel = true,
+    ] {
         let mut world = World::new();
         world.step();
         world.change(change);
@@ -100,7 +103,10 @@ fn only_what_is_built_starts_a_new_attempt_after_a_success() {
     assert_eq!(world.words(), "Succeeded Ready=True/ImageReady Succeeded=True/ImageReady");
     world.change(|spec| spec.output.images = vec!["app:2".into()]);
     world.step();
-    assert_eq!(world.words(), "Pending Ready=False/Scheduling Reconciling=True/Scheduling Succeeded=Unknown/Scheduling");
+    assert_eq!(
+        world.words(),
+        "Pending Ready=False/Scheduling Reconciling=True/Scheduling Succeeded=Unknown/Scheduling"
+    );
 }
 
 #[test]
@@ -110,7 +116,10 @@ fn every_change_is_worth_a_try_after_a_failure() {
     world.runs(1);
     world.fails(1, BuildReason::OutOfMemory);
     world.settle();
-    assert_eq!(world.words(), "Failed Ready=False/OutOfMemory Stalled=True/OutOfMemory Succeeded=False/OutOfMemory");
+    assert_eq!(
+        world.words(),
+        "Failed Ready=False/OutOfMemory Stalled=True/OutOfMemory Succeeded=False/OutOfMemory"
+    );
     world.change(|spec| spec.resources = Some(Default::default()));
     world.settle();
     assert_eq!(world.numbers(), [(1, TriggerKind::Spec), (2, TriggerKind::Spec)]);
@@ -128,7 +137,10 @@ fn an_annotation_builds_again_when_its_value_changes() {
     set(&mut world, REBUILD, "2");
     world.step();
     // The image is what it was until there is another one.
-    assert_eq!(world.words(), "Pending Ready=True/ImageReady Reconciling=True/Scheduling Succeeded=Unknown/Scheduling");
+    assert_eq!(
+        world.words(),
+        "Pending Ready=True/ImageReady Reconciling=True/Scheduling Succeeded=Unknown/Scheduling"
+    );
     world.succeed();
     assert_eq!(world.numbers()[1], (2, TriggerKind::Annotation));
     world.build.metadata.annotations = None;
