@@ -57,6 +57,9 @@ fn archive(toml: &str) -> std::io::Result<Vec<u8>> {
         let folder = name.ends_with('/');
         header.set_entry_type(if folder { tar::EntryType::Directory } else { tar::EntryType::Regular });
         header.set_mode(mode);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(0);
         header.set_size(content.len() as u64);
         tar.append_data(&mut header, name, content.as_bytes())?;
     }
