@@ -211,6 +211,11 @@ impl Containerd {
         lock(&self.daemon).as_ref().map(Child::id)
     }
 
+    /// The host's number of `cloister-node`'s process.
+    pub fn node_pid(&self) -> Option<u32> {
+        lock(&self.node).as_ref().map(Child::id)
+    }
+
     /// Runs containerd's own command-line client in the namespace of the CRI.
     pub fn ctr(&self, args: &[&str]) -> Result<String> {
         let program = programs(self.version)?.join("ctr");

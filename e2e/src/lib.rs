@@ -10,6 +10,7 @@ pub mod cri;
 pub mod host;
 pub mod lab;
 pub mod node;
+pub mod oci_archive;
 pub mod pod_images;
 pub mod rig;
 pub mod stats;

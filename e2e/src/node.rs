@@ -59,7 +59,15 @@ pub fn command(root: &Path) -> Result<Command> {
         .arg("--metrics-address")
         .arg(format!("unix:{}", metrics(root).display()))
         .args(["--log-level", "debug"]);
+    if settings(root).exists() {
+        command.arg("--config").arg(settings(root));
+    }
     Ok(command)
+}
+
+/// The daemon's file in a lab; read when there is one.
+pub fn settings(root: &Path) -> PathBuf {
+    root.join("node.toml")
 }
 
 /// The environment of containerd, and with it of every shim.

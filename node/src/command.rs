@@ -10,7 +10,6 @@ use tokio::io::AsyncRead;
 
 use crate::config::Config;
 use crate::containerd::Containerd;
-use crate::daemon;
 use crate::import::{Importer, Ready, Request};
 
 /// What to do.
@@ -97,7 +96,7 @@ impl From<Wanted> for Request {
 /// Does it.
 pub async fn run(command: Command, config: &Config) -> Result<()> {
     let Command::Image(image) = command;
-    let importer = daemon::importer(config, Containerd::new(config.containerd.clone())?);
+    let importer = Importer::new(Containerd::new(config.containerd.clone())?, config);
     match image {
         Image::Import { wanted, input, limit } => {
             let from: Box<dyn AsyncRead + Unpin> = match &input {
@@ -125,6 +124,7 @@ pub async fn run(command: Command, config: &Config) -> Result<()> {
 }
 
 async fn ensure(importer: &Importer, build: Option<&str>) -> Result<()> {
+    importer.sweep().await?;
     let records = match build {
         Some(build) => vec![importer.record(build).await?],
         None => importer.records().await?,

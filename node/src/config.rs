@@ -66,6 +66,7 @@ struct File {
     images_address: Option<SocketAddr>,
     tls: Option<PathBuf>,
     snapshotters: Option<Vec<String>>,
+    kubelet_config: Option<PathBuf>,
     log_level: Option<String>,
 }
 
@@ -92,6 +93,8 @@ pub struct Config {
     pub tls: Option<PathBuf>,
     /// Whose snapshots an image needs to be ready.
     pub snapshotters: Vec<String>,
+    /// The kubelet's configuration.
+    pub kubelet: PathBuf,
     /// What is logged.
     pub log_level: String,
 }
@@ -127,6 +130,7 @@ impl Args {
             images,
             tls,
             snapshotters: file.snapshotters.unwrap_or_else(|| vec!["cloister".to_owned()]),
+            kubelet: file.kubelet_config.unwrap_or_else(|| "/var/lib/kubelet/config.yaml".into()),
             log_level: self.log_level.or(file.log_level).unwrap_or_else(|| "info".to_owned()),
         })
     }

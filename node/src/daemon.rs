@@ -14,7 +14,6 @@ use crate::blocking;
 use crate::config::Config;
 use crate::containerd::Containerd;
 use crate::differ::convert::Converter;
-use crate::distribute::client::Client;
 use crate::distribute::server;
 use crate::distribute::tls::Tls;
 use crate::import::{Importer, heal};
@@ -46,7 +45,7 @@ pub async fn run(config: Config) -> Result<()> {
     let counters = Arc::new(Counters::new()?);
     let containerd = Containerd::new(config.containerd.clone())?;
     let converter = Converter::new(state.store().clone(), containerd.clone(), counters.clone());
-    let importer = importer(&config, containerd.clone());
+    let importer = Importer::new(containerd.clone(), &config);
     let images = {
         let containerd = containerd.clone();
         async move {
@@ -88,10 +87,4 @@ pub async fn run(config: Config) -> Result<()> {
         let _ = std::fs::remove_file(&config.address);
     }
     Ok(())
-}
-
-/// Puts images into a containerd as the configuration says.
-pub fn importer(config: &Config, containerd: Containerd) -> Importer {
-    let client = config.tls.clone().map(|tls| Arc::new(Client::new(Tls::new(tls))));
-    Importer::new(containerd, &config.root, config.snapshotters.clone(), client)
 }

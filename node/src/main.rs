@@ -39,7 +39,7 @@ fn run() -> Result<()> {
     let command = args.command.take();
     let config = args.settle()?;
     // The transport below gRPC tells every frame on `debug`.
-    let filter = EnvFilter::try_new(format!("h2=warn,{}", config.log_level))
+    let filter = EnvFilter::try_new(format!("h2=warn,tower=warn,{}", config.log_level))
         .with_context(|| format!("log level {:?}: try warn, info or debug", config.log_level))?;
     tracing_subscriber::fmt()
         .with_env_filter(filter)

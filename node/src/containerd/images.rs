@@ -37,7 +37,16 @@ impl Scope {
 
     /// The references with this label of this value.
     pub async fn images_labelled(&self, label: &str, value: &str) -> Result<Vec<Named>> {
-        let filters = vec![format!("labels.{label:?}=={value:?}")];
+        self.list_images(format!("labels.{label:?}=={value:?}")).await
+    }
+
+    /// The references that stand for an image.
+    pub async fn images_of(&self, digest: &str) -> Result<Vec<Named>> {
+        self.list_images(format!("target.digest=={digest:?}")).await
+    }
+
+    async fn list_images(&self, filter: String) -> Result<Vec<Named>> {
+        let filters = vec![filter];
         let list = self.request(api::ListImagesRequest { filters })?;
         let reply = self.images().list(list).await.map_err(|status| failed("list images", &status))?;
         Ok(reply.into_inner().images.into_iter().map(named).collect())
@@ -97,7 +106,9 @@ pub fn descriptor(blob: &BlobRef) -> Descriptor {
     }
 }
 
-fn named(image: api::Image) -> Named {
+fn named(mut image: api::Image) -> Named {
     let digest = image.target.map(|target| target.digest).unwrap_or_default();
+    // An empty label is how one is taken away.
+    image.labels.retain(|_, value| !value.is_empty());
     Named { name: image.name, digest, labels: image.labels }
 }

@@ -6,13 +6,15 @@
 mod archive;
 pub mod heal;
 pub mod hold;
+mod kubelet;
 mod names;
 pub mod record;
 mod settle;
 mod tar;
 pub mod walk;
 
-use std::path::{Path, PathBuf};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use cloister_image::{BlobRef, Digest, Limits, Whole};
@@ -20,9 +22,11 @@ use tokio::io::AsyncRead;
 
 use self::hold::Hold;
 use self::record::{BUILD, Record};
+use crate::config::Config;
 use crate::containerd::Containerd;
 use crate::containerd::scope::Scope;
 use crate::distribute::client::Client;
+use crate::distribute::tls::Tls;
 use crate::error::{Error, Result};
 
 /// Longest name of a build, in bytes.
@@ -36,6 +40,8 @@ pub struct Importer {
     folder: PathBuf,
     /// Whose snapshots an image needs to be ready.
     snapshotters: Vec<String>,
+    /// The kubelet's configuration.
+    kubelet: PathBuf,
     /// How other nodes are reached, if they are.
     client: Option<Arc<Client>>,
 }
@@ -66,17 +72,21 @@ pub struct Ready {
     pub names: Vec<String>,
     /// Bytes of all its blobs.
     pub bytes: u64,
+    /// Why the kubelet may still not run it, in one line.
+    pub objection: Option<String>,
 }
 
 impl Importer {
-    /// Images in the containerd given; state below `root`.
-    pub fn new(
-        containerd: Containerd,
-        root: &Path,
-        snapshotters: Vec<String>,
-        client: Option<Arc<Client>>,
-    ) -> Self {
-        Self { scope: Scope::new(containerd), folder: root.join("imports"), snapshotters, client }
+    /// Images in the containerd given, as the configuration says.
+    pub fn new(containerd: Containerd, config: &Config) -> Self {
+        let client = config.tls.clone().map(|tls| Arc::new(Client::new(Tls::new(tls))));
+        Self {
+            scope: Scope::new(containerd),
+            folder: config.root.join("imports"),
+            snapshotters: config.snapshotters.clone(),
+            kubelet: config.kubelet.clone(),
+            client,
+        }
     }
 
     /// Imports the OCI archive that arrives from `from`, of at most `limit` bytes.
@@ -150,12 +160,12 @@ impl Importer {
         result.map(|_| true)
     }
 
-    /// The records of all builds.
+    /// The records of all builds, of each the newest.
     pub async fn records(&self) -> Result<Vec<Record>> {
-        let leases = self.scope.leases_labelled(BUILD).await?;
-        let mut records: Vec<Record> = leases.iter().filter_map(Record::of).collect();
-        records.sort_by(|a, b| a.build.cmp(&b.build));
-        Ok(records)
+        let mut leases = self.scope.leases_labelled(BUILD).await?;
+        leases.sort_by_key(|lease| lease.created_at.map(|at| (at.seconds, at.nanos)));
+        let records = leases.iter().filter_map(Record::of).map(|record| (record.build.clone(), record));
+        Ok(records.collect::<BTreeMap<_, _>>().into_values().collect())
     }
 
     /// The record of one build.
@@ -222,14 +232,12 @@ impl Importer {
     ) -> Result<Ready> {
         let ended = hold.end(&self.scope).await;
         let Request { build, digest, .. } = request;
-        match &result {
-            Ok(ready) => {
-                let (bytes, milliseconds) = (ready.bytes, start.elapsed().as_millis());
-                tracing::info!(build, %digest, bytes, milliseconds, "image ready");
-            }
-            Err(error) => tracing::warn!(build, %digest, %error, "image not imported"),
-        }
         let ready = result?;
+        let (bytes, milliseconds) = (ready.bytes, start.elapsed().as_millis());
+        tracing::info!(build, %digest, bytes, milliseconds, "image ready");
+        if let Some(objection) = &ready.objection {
+            tracing::warn!(build, %digest, objection, "pods may not run this image");
+        }
         ended.map(|()| ready)
     }
 

@@ -1,13 +1,13 @@
 //! From content to an image that pods can use: snapshots, the record, references, and the CRI's word for it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
 use cloister_image::{Digest, Whole};
 
 use super::hold::{self, Hold};
 use super::record::{BUILD, Record, owner};
-use super::{Importer, Ready, names, walk};
+use super::{Importer, Ready, kubelet, names, walk};
 use crate::containerd::images::Named;
 use crate::containerd::scope::Scope;
 use crate::error::{Error, Result};
@@ -34,6 +34,9 @@ pub enum Mode {
 impl Importer {
     /// Whether nothing is missing of a record's image but, maybe, blobs.
     pub(super) async fn is_settled(&self, record: &Record, whole: &Whole) -> Result<bool> {
+        if self.leases_of(&record.build).await?.len() > 1 {
+            return Ok(false);
+        }
         let image = walk::ours(whole)?;
         for snapshotter in &self.snapshotters {
             if !self.scope.is_unpacked(image, snapshotter).await? {
@@ -73,8 +76,10 @@ impl Importer {
             }
             return Err(error);
         }
+        self.retire(record).await?;
         let (digest, bytes) = (record.top.digest, whole.blobs.values().sum());
-        Ok(Ready { digest, id, names: record.names.clone(), bytes })
+        let objection = kubelet::objection(&self.kubelet);
+        Ok(Ready { digest, id, names: record.names.clone(), bytes, objection })
     }
 
     /// Writes the record, then the references; notes which of them are new.
@@ -92,8 +97,7 @@ impl Importer {
             }
         }
         let lease = record.lease();
-        let others = self.leases_of(&record.build).await?;
-        if *mode == Mode::Heal && !others.contains(&lease) {
+        if *mode == Mode::Heal && !self.leases_of(&record.build).await?.contains(&lease) {
             return Err(Error::NotFound(format!("build {}: removed meanwhile", record.build)));
         }
         if scope.create_lease(&lease, record.labels()).await? {
@@ -108,16 +112,23 @@ impl Importer {
                 made.push(name.clone());
             }
         }
-        // What the same build had before.
-        for named in scope.images_labelled(BUILD, &record.build).await? {
-            if !references.contains(&named.name) {
-                scope.delete_image(&named.name, false).await?;
-            }
-        }
-        for other in others.iter().filter(|other| **other != lease) {
-            scope.delete_lease(other, false).await?;
-        }
         Ok(())
+    }
+
+    /// Removes what the same build had before.
+    async fn retire(&self, record: &Record) -> Result<()> {
+        let _turn = hold::turn(&self.folder).await?;
+        let (lease, build) = (record.lease(), &record.build);
+        let leases = self.leases_of(build).await?;
+        if !leases.contains(&lease) {
+            return Err(Error::NotFound(format!("build {build}: removed, or imported again, meanwhile")));
+        }
+        for other in leases.iter().filter(|other| **other != lease) {
+            self.scope.delete_lease(other, false).await?;
+        }
+        let references = names::references(&record.names, &record.top.digest);
+        let before = self.scope.images_labelled(BUILD, build).await?;
+        self.drop_references(before.iter().filter(|named| !references.contains(&named.name))).await
     }
 
     /// Waits until the CRI gives the image for every name that a pod may use.
@@ -147,13 +158,11 @@ impl Importer {
     async fn undo(&self, record: &Record, made: &[String]) -> Result<()> {
         let _turn = hold::turn(&self.folder).await?;
         let lease = record.lease();
-        for name in made {
-            match *name == lease {
-                true => self.scope.delete_lease(name, false).await?,
-                false => self.scope.delete_image(name, false).await?,
-            }
+        if made.contains(&lease) {
+            self.scope.delete_lease(&lease, false).await?;
         }
-        Ok(())
+        let references = self.scope.images_of(&record.top.digest.to_string()).await?;
+        self.drop_references(references.iter().filter(|named| made.contains(&named.name))).await
     }
 
     /// Forgets a build: its references and its content, unless somebody else needs it.
@@ -166,9 +175,23 @@ impl Importer {
         for lease in self.leases_of(build).await? {
             self.scope.delete_lease(&lease, false).await?;
         }
-        let images = self.scope.images_labelled(BUILD, build).await?;
-        for (left, named) in images.iter().enumerate().rev() {
-            self.scope.delete_image(&named.name, left == 0).await?;
+        self.drop_references(self.scope.images_labelled(BUILD, build).await?.iter()).await
+    }
+
+    /// Removes references, and after the last one of an image the one by ID that the CRI made for itself.
+    async fn drop_references(&self, references: impl Iterator<Item = &Named>) -> Result<()> {
+        let mut digests = BTreeSet::new();
+        for named in references {
+            self.scope.delete_image(&named.name, false).await?;
+            digests.insert(&named.digest);
+        }
+        for digest in digests {
+            let left = self.scope.images_of(digest).await?;
+            if left.iter().all(|named| named.name.starts_with("sha256:")) {
+                for named in left {
+                    self.scope.delete_image(&named.name, true).await?;
+                }
+            }
         }
         Ok(())
     }
