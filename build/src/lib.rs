@@ -1,7 +1,9 @@
-//! Building images with BuildKit: what it asks of the side that has the files.
+//! Building images with BuildKit: its client, and what it asks of the side that has the files.
 
 pub mod builder;
+pub mod client;
 pub mod context;
 pub mod dockerfile;
 pub mod fuzzing;
 pub mod output;
+pub mod progress;

@@ -2,6 +2,7 @@
 //!
 //! Everything here blocks; long work runs on scoped threads that end before the call returns.
 
+pub mod base64;
 pub mod config;
 pub mod error;
 pub mod export;

@@ -7,15 +7,20 @@ use std::path::Path;
 use std::sync::Arc;
 
 use cloister_layer::digest::{Digest, Hasher};
+use cloister_layer::erofs::TarRange;
 use oci_spec::image::{Descriptor, ImageIndex, ImageIndexBuilder, ImageManifest, MediaType};
 use serde_json::json;
 
+use super::blobs::Blob;
 use crate::error::{Error, IoContext, Result};
 use crate::limits::Limits;
 use crate::oci::{OCI_LAYER, OCI_MANIFEST};
 use crate::reference::Reference;
 use crate::source::Section;
 use crate::store::{Image, Store};
+
+/// Where an OCI layout keeps its blobs.
+const BLOBS: &str = "blobs/sha256/";
 
 /// Everything that goes into an archive.
 pub(super) struct Contents {
@@ -37,12 +42,37 @@ enum Source {
     Tar(usize),
 }
 
+impl Contents {
+    /// The blobs among the entries.
+    pub(super) fn blobs(self, store: &Store, image: &Image) -> Result<Vec<(Digest, Blob)>> {
+        let mut blobs = Vec::new();
+        for Entry { path, source } in self.entries {
+            let Some(hex) = path.strip_prefix(BLOBS) else { continue };
+            let digest = format!("sha256:{hex}").parse().map_err(|error| bad(image, &error))?;
+            let blob = match source {
+                Source::Bytes(bytes) => Blob::bytes(bytes),
+                Source::Blob(digest) => {
+                    let file = kept(store, image, &digest)?;
+                    let len = file.metadata().at("read", Path::new(&path))?.len();
+                    Blob::part(file, 0, len)
+                }
+                Source::Tar(index) => {
+                    let (file, range) = tar_range(image, index)?;
+                    Blob::part(file, range.offset, range.len)
+                }
+            };
+            blobs.push((digest, blob));
+        }
+        Ok(blobs)
+    }
+}
+
 fn bytes(path: impl Into<String>, bytes: Vec<u8>) -> Entry {
     Entry { path: path.into(), source: Source::Bytes(bytes) }
 }
 
 fn blob_path(digest: &Digest) -> String {
-    format!("blobs/sha256/{}", digest.hex())
+    format!("{BLOBS}{}", digest.hex())
 }
 
 /// An OCI layout. Layers whose compressed blob is gone come uncompressed, under a manifest that says so.
@@ -143,9 +173,7 @@ pub(super) fn write(store: &Store, image: &Image, entries: &[Entry], out: &mut d
                     .at("write", target)?
             }
             Source::Blob(digest) => {
-                let file = store
-                    .open_blob(digest)?
-                    .ok_or_else(|| bad(image, &format!("blob {digest} was removed meanwhile")))?;
+                let file = kept(store, image, digest)?;
                 let len = file.metadata().at("read", target)?.len();
                 copy(&mut builder, &entry.path, Section::new(Arc::new(file), 0, len), digest)?;
             }
@@ -186,11 +214,18 @@ fn append(
     builder.append_data(&mut header, path, content)
 }
 
+fn kept(store: &Store, image: &Image, digest: &Digest) -> Result<File> {
+    store.open_blob(digest)?.ok_or_else(|| bad(image, &format!("blob {digest} was removed meanwhile")))
+}
+
 fn tar_of(image: &Image, index: usize) -> Result<Section> {
-    let layer = image.layer_files().get(index).ok_or_else(|| bad(image, &"a layer is missing"))?;
-    let range = layer.tar()?;
-    let file: File = layer.file.try_clone().at("open", &layer.path)?;
+    let (file, range) = tar_range(image, index)?;
     Ok(Section::new(Arc::new(file), range.offset, range.len))
+}
+
+fn tar_range(image: &Image, index: usize) -> Result<(File, TarRange)> {
+    let layer = image.layer_files().get(index).ok_or_else(|| bad(image, &"a layer is missing"))?;
+    Ok((layer.file.try_clone().at("open", &layer.path)?, layer.tar()?))
 }
 
 fn descriptor(image: &Image, media_type: &str, size: u64, digest: &Digest) -> Result<Descriptor> {

@@ -1,6 +1,7 @@
 //! Images out of the store: archives other tools load, or the whole file system a container sees.
 
 mod archive;
+mod blobs;
 mod output;
 mod view;
 
@@ -11,6 +12,7 @@ use cloister_layer::digest::Digest;
 use crate::error::{Error, Result};
 use crate::store::{Image, Store};
 
+pub use blobs::{Blob, Blobs, blobs};
 pub use output::Output;
 
 /// What to write.

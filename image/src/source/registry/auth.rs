@@ -5,10 +5,10 @@ use std::io::Read;
 
 use serde::Deserialize;
 
-use super::base64;
 use super::challenge::{self, Challenge};
 use super::credentials::Credentials;
 use super::http::{Failure, Http, Request};
+use crate::base64;
 
 /// Longest answer of a token server, in bytes.
 const MAX_TOKEN: u64 = 1 << 20;

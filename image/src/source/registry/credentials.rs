@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 
-use super::base64;
+use crate::base64;
 use crate::error::{Error, IoContext, Result};
 use crate::oci::short;
 
@@ -25,9 +25,14 @@ const DOCKER_HUB_KEY: &str = "https://index.docker.io/v1/";
 
 /// What to present to a registry.
 #[derive(Clone, PartialEq, Eq)]
-pub(super) enum Credentials {
+pub enum Credentials {
     /// User name and password.
-    Password { user: String, password: String },
+    Password {
+        /// User name.
+        user: String,
+        /// Password or access token.
+        password: String,
+    },
     /// An OAuth2 refresh token, exchanged for a bearer token.
     IdentityToken(String),
     /// A bearer token to use as it is.
@@ -43,7 +48,7 @@ impl std::fmt::Debug for Credentials {
 /// A docker configuration file.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-pub(super) struct DockerConfig {
+pub struct DockerConfig {
     auths: HashMap<String, AuthEntry>,
     creds_store: Option<String>,
     cred_helpers: HashMap<String, String>,
@@ -67,7 +72,7 @@ impl std::fmt::Debug for AuthEntry {
 
 impl DockerConfig {
     /// Reads `authfile`, or else the user's own configuration, which may be absent.
-    pub(super) fn load(authfile: Option<&Path>) -> Result<Self> {
+    pub fn load(authfile: Option<&Path>) -> Result<Self> {
         if let Some(path) = authfile {
             return Self::read(path);
         }
@@ -97,7 +102,7 @@ impl DockerConfig {
     }
 
     /// Credentials for a repository, from the most specific entry.
-    pub(super) fn get(&self, registry: &str, repository: &str) -> Result<Option<Credentials>> {
+    pub fn get(&self, registry: &str, repository: &str) -> Result<Option<Credentials>> {
         let server = if registry == crate::reference::DEFAULT_REGISTRY { DOCKER_HUB_KEY } else { registry };
         if let Some(helper) = self.cred_helpers.get(registry).or_else(|| self.cred_helpers.get(server)) {
             return ask_helper(helper, server);

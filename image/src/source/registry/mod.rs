@@ -6,7 +6,6 @@
 //! - A layer streams straight into the converter and, copied on the way, into its blob file: nothing is read twice.
 
 mod auth;
-mod base64;
 mod blob;
 mod challenge;
 mod client;
@@ -23,7 +22,6 @@ use cloister_layer::digest::Digest;
 
 use self::blob::BlobReader;
 use self::client::{Client, Watch};
-use self::credentials::DockerConfig;
 use self::http::Http;
 use crate::error::{Error, Result};
 use crate::import::{self, LayerSource, LayerSpec, Options, Stop};
@@ -32,6 +30,7 @@ use crate::progress::{Progress, Silent};
 use crate::reference::Reference;
 use crate::store::{ImageRecord, Store};
 
+pub use self::credentials::{Credentials, DockerConfig};
 pub use self::http::Timeouts;
 pub use self::mirror::Mirrors;
 

@@ -1,0 +1,244 @@
+//! Why a build failed: the step, its exit code, its last lines and the place in the Dockerfile.
+//!
+//! buildkitd adds details to its status as JSON, of types that `solver/errdefs` in its source names.
+
+use std::fmt;
+
+use bollard_buildkit_proto::google::rpc;
+use cloister_image::base64;
+use prost::Message;
+use serde::Deserialize;
+use tonic::Status;
+
+use super::error::{Error, reason};
+use crate::progress::{Tracker, printable};
+
+/// Lines around the place in the Dockerfile.
+const AROUND: usize = 2;
+/// Lines of an excerpt, and bytes of each.
+const MAX_LINES: usize = 24;
+const MAX_LINE: usize = 400;
+/// What a shell reports of a process that was killed with signal 9.
+const KILLED: u32 = 137;
+
+/// A failed build.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Failure {
+    /// What buildkitd says, on one line.
+    pub message: String,
+    /// The step that failed, such as `[build 2/3] RUN make`.
+    pub step: Option<String>,
+    /// What its process exited with.
+    pub exit_code: Option<u32>,
+    /// The last lines it wrote.
+    pub log_tail: Vec<String>,
+    /// The place in the Dockerfile, as lines to show.
+    pub excerpt: Vec<String>,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.step, self.exit_code) {
+            (Some(step), Some(code)) => write!(f, "{step}: exit code {code}"),
+            (Some(step), None) => write!(f, "{step}: {}", self.message),
+            _ => f.write_str(&self.message),
+        }
+    }
+}
+
+impl Failure {
+    /// Everything there is to tell, over several lines: the step's last lines, the place in the Dockerfile, the message.
+    pub fn report(&self) -> String {
+        let mut lines = Vec::new();
+        if let Some(step) = self.step.as_ref().filter(|_| !self.log_tail.is_empty()) {
+            lines.push("------".to_owned());
+            lines.push(format!(" > {step}:"));
+            lines.extend(self.log_tail.iter().cloned());
+            lines.push("------".to_owned());
+        }
+        lines.extend(self.excerpt.iter().cloned());
+        lines.push(self.message.clone());
+        lines.join("\n")
+    }
+}
+
+/// Makes an error of what a build was answered with.
+pub(super) fn failure(status: &Status, tracker: &Tracker) -> Error {
+    let details = Details::of(status);
+    let failed = tracker.failed(details.vertex.as_deref());
+    let message = reason(status.message());
+    let exit_code = exit_code(&message);
+    let failure = Box::new(Failure {
+        step: failed.as_ref().map(|failed| failed.name.clone()),
+        exit_code,
+        log_tail: failed.map(|failed| failed.tail).unwrap_or_default(),
+        excerpt: details.excerpt,
+        message,
+    });
+    let words = failure.message.to_ascii_lowercase();
+    let memory = ["out of memory", "cannot allocate memory", "oom-kill", "oom kill"];
+    if exit_code == Some(KILLED) || memory.iter().any(|word| words.contains(word)) {
+        Error::OutOfMemory(failure)
+    } else {
+        Error::Failed(failure)
+    }
+}
+
+/// The number in `… did not complete successfully: exit code: 2`.
+fn exit_code(message: &str) -> Option<u32> {
+    let (_, rest) = message.rsplit_once("exit code: ")?;
+    rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+}
+
+#[derive(Debug, Default)]
+struct Details {
+    vertex: Option<String>,
+    excerpt: Vec<String>,
+}
+
+impl Details {
+    fn of(status: &Status) -> Self {
+        let mut details = Self::default();
+        let Ok(status) = rpc::Status::decode(status.details()) else { return details };
+        for detail in &status.details {
+            if detail.type_url.ends_with("errdefs.Vertex+json") {
+                #[derive(Deserialize)]
+                struct Vertex {
+                    digest: String,
+                }
+                let vertex = serde_json::from_slice::<Vertex>(&detail.value);
+                details.vertex = vertex.ok().map(|vertex| vertex.digest).or(details.vertex);
+            } else if detail.type_url.ends_with("errdefs.Source+json") && details.excerpt.is_empty() {
+                let source = serde_json::from_slice::<Source>(&detail.value);
+                details.excerpt = source.map(|source| source.excerpt()).unwrap_or_default();
+            }
+        }
+        details
+    }
+}
+
+#[derive(Deserialize)]
+struct Source {
+    info: Info,
+    #[serde(default)]
+    ranges: Vec<Range>,
+}
+
+#[derive(Deserialize)]
+struct Info {
+    #[serde(default)]
+    filename: String,
+    #[serde(default)]
+    data: String,
+}
+
+#[derive(Deserialize)]
+struct Range {
+    #[serde(default)]
+    start: Position,
+    #[serde(default)]
+    end: Position,
+}
+
+#[derive(Default, Deserialize)]
+struct Position {
+    #[serde(default)]
+    line: usize,
+}
+
+impl Source {
+    /// The lines meant, marked, and some around them.
+    fn excerpt(&self) -> Vec<String> {
+        let Some(text) = base64::decode(&self.info.data) else { return Vec::new() };
+        let text = String::from_utf8_lossy(&text);
+        let lines: Vec<&str> = text.lines().collect();
+        let end = |range: &Range| range.end.line.max(range.start.line);
+        let first = self.ranges.iter().map(|range| range.start.line).min().unwrap_or(0);
+        let last = self.ranges.iter().map(end).max().unwrap_or(0).min(lines.len());
+        if first == 0 || first > last {
+            return Vec::new();
+        }
+        let rule = "-".repeat(20);
+        let mut out = vec![format!("{}:{first}", printable(&self.info.filename, MAX_LINE)), rule.clone()];
+        let from = first.saturating_sub(AROUND).max(1);
+        for number in (from..=lines.len().min(last + AROUND)).take(MAX_LINES) {
+            let meant = self.ranges.iter().any(|range| (range.start.line..=end(range)).contains(&number));
+            let mark = if meant { ">>>" } else { "   " };
+            out.push(
+                format!(" {number:>3} | {mark} {}", printable(lines[number - 1], MAX_LINE))
+                    .trim_end()
+                    .to_owned(),
+            );
+        }
+        out.push(rule);
+        out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bollard_buildkit_proto::google::protobuf::Any;
+    use tonic::Code;
+
+    use super::*;
+
+    fn status(message: &str, details: &[(&str, String)]) -> Status {
+        let details = details.iter().map(|(kind, json)| Any {
+            type_url: format!("github.com/moby/buildkit/errdefs.{kind}+json"),
+            value: json.clone().into_bytes(),
+        });
+        let details = rpc::Status { details: details.collect(), ..Default::default() };
+        Status::with_details(Code::Unknown, message, details.encode_to_vec().into())
+    }
+
+    fn source(dockerfile: &str, first: usize, last: usize) -> (&'static str, String) {
+        let data = base64::encode(dockerfile.as_bytes());
+        let json = format!(
+            r#"{{"info":{{"filename":"Dockerfile","data":"{data}"}},"ranges":[{{"start":{{"line":{first}}},"end":{{"line":{last}}}}}]}}"#
+        );
+        ("Source", json)
+    }
+
+    #[test]
+    fn exit_code_and_place_are_found() {
+        let message =
+            "failed to solve: process \"/bin/sh -c exit 3\" did not complete successfully: exit code: 3";
+        let error =
+            failure(&status(message, &[source("FROM x\nRUN a\nRUN exit 3\n", 3, 3)]), &Tracker::default());
+        let failure = error.failure().unwrap();
+        assert_eq!(failure.exit_code, Some(3));
+        assert_eq!(
+            failure.excerpt,
+            [
+                "Dockerfile:3",
+                "--------------------",
+                "   1 |     FROM x",
+                "   2 |     RUN a",
+                "   3 | >>> RUN exit 3",
+                "--------------------"
+            ]
+        );
+        assert!(matches!(error, Error::Failed(_)) && !error.is_retryable());
+    }
+
+    #[test]
+    fn a_killed_process_ran_out_of_memory() {
+        for message in ["x: exit code: 137", "x: exit code: 137: context", "fork: Cannot allocate memory"] {
+            let error = failure(&status(message, &[]), &Tracker::default());
+            assert!(matches!(error, Error::OutOfMemory(_)), "{message}");
+        }
+    }
+
+    #[test]
+    fn lying_details_do_no_harm() {
+        for (first, last) in [(0, 0), (5, 2), (9, 9), (1, usize::MAX), (usize::MAX, 1)] {
+            let error = failure(&status("x", &[source("FROM x\nRUN y\n", first, last)]), &Tracker::default());
+            assert!(error.failure().unwrap().excerpt.len() < 10);
+        }
+        let long = "RUN y\n".repeat(10_000);
+        let error = failure(&status("x", &[source(&long, 1, 9_000)]), &Tracker::default());
+        assert_eq!(error.failure().unwrap().excerpt.len(), MAX_LINES + 3);
+        let bad = status("x", &[("Source", "[".to_owned()), ("Vertex", "{}".to_owned())]);
+        assert!(failure(&bad, &Tracker::default()).failure().unwrap().excerpt.is_empty());
+    }
+}
