@@ -36,6 +36,9 @@ const API: Duration = Duration::from_secs(90);
 const DAEMON: Duration = Duration::from_secs(30);
 /// The cluster's services; nothing leads there, but an API server wants to know.
 const SERVICES: &str = "10.96.0.0/16";
+/// What pods in microVMs ask for.
+const RUNTIME_CLASS: &str =
+    "apiVersion: node.k8s.io/v1\nkind: RuntimeClass\nmetadata: {name: cloister}\nhandler: cloister\n";
 
 /// A running cluster; dropping it ends and removes everything but its nodes, which own themselves.
 pub struct Cluster {
@@ -77,7 +80,9 @@ impl Cluster {
     }
 
     /// Starts what acts on objects: the controller manager (service accounts, owners, namespaces) and the scheduler.
+    /// The runtime class `cloister` is there, too.
     pub fn start_controllers(&self) -> Result<()> {
+        self.apply(RUNTIME_CLASS)?;
         self.start("kube-controller-manager")?;
         self.start("kube-scheduler")?;
         wait_for("the default service account", DAEMON, || {

@@ -68,6 +68,12 @@ impl Cluster {
         self.kubectl(&["wait", "--for=condition=Established", "--timeout=30s", definition]).map(drop)
     }
 
+    /// Merges into the status of an object of `cloister.dev`, as its controller does.
+    pub fn patch_status(&self, plural: &str, name: &str, patch: &str) -> Result<String> {
+        let kind = format!("{plural}.cloister.dev");
+        self.kubectl(&["patch", &kind, name, "--subresource=status", "--type=merge", "-p", patch])
+    }
+
     /// Tries to apply a manifest that the cluster must refuse; gives the reason.
     pub fn refusal(&self, manifest: &str) -> Result<String> {
         let output = self.kubectl_with(&["apply", "-f", "-"], manifest)?;

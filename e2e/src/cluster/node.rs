@@ -1,6 +1,6 @@
 //! A node: a private containerd with `cloister-node`, as any lab's, and a kubelet in the same cell.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -82,12 +82,14 @@ impl Node {
 
     /// Fails when something is left of pods that are all deleted.
     pub fn check_traces(&self, patience: Duration) -> Result<()> {
-        let mut left = Traces::settled(&self.lab, patience)?;
-        left.extend(pod_folders(&self.kubelet_root()));
+        let left = Traces::settled(&self.lab, patience)?;
         if !left.is_empty() {
             bail!("left behind on {}: {left:#?}", self.name);
         }
-        Ok(())
+        let folders = self.kubelet_root().join("pods");
+        wait_for(&format!("the end of the folders in {}", folders.display()), patience, || {
+            Ok(std::fs::read_dir(&folders)?.next().is_none().then_some(()))
+        })
     }
 
     /// Prints the ends of the node's logs, for a test that has failed.
@@ -105,10 +107,4 @@ impl Drop for Node {
             eprintln!("kubelet of {}: {error:#}", self.name);
         }
     }
-}
-
-/// The folders of pods that the kubelet has not removed.
-fn pod_folders(root: &Path) -> Vec<String> {
-    let entries = std::fs::read_dir(root.join("pods")).into_iter().flatten().flatten();
-    entries.map(|entry| format!("folder {}", entry.path().display())).collect()
 }

@@ -1,0 +1,90 @@
+//! Pods with `runtimeClassName: cloister` as a user has them: through kubectl, the scheduler and kubelets.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use cloister_e2e::Cluster;
+use cloister_e2e::cell::wait_for;
+use cloister_e2e::cluster::Node;
+use cloister_e2e::containerd::Version;
+use cloister_e2e::pod_images::BUSYBOX;
+
+/// How long a microVM and a kubelet may take until a pod is ready, for kubectl.
+const READY: &str = "--timeout=180s";
+
+/// How long a container's output may take to be in its log.
+const FIRST_LINE: Duration = Duration::from_secs(20);
+/// How soon nothing may be left of pods whose objects are gone; a kubelet looks for their folders now and then.
+const GONE: Duration = Duration::from_secs(60);
+
+/// Runs a test with a node of each containerd version; on failure the logs are printed.
+fn with_nodes(test: impl FnOnce(&Cluster, &[Node]) -> Result<()>) {
+    let cluster = Cluster::control_plane().unwrap();
+    cluster.start_controllers().unwrap();
+    let node = |name, version| cluster.node(name, version, &[BUSYBOX]);
+    let nodes = std::thread::scope(|scope| {
+        let second = scope.spawn(|| node("two", Version::V1_7));
+        [node("one", Version::V2_1), second.join().unwrap()]
+    });
+    let outcome = nodes.into_iter().collect::<Result<Vec<Node>>>().and_then(|nodes| {
+        let outcome = test(&cluster, &nodes);
+        if outcome.is_err() {
+            nodes.iter().for_each(Node::print_logs);
+        }
+        outcome
+    });
+    if let Err(error) = outcome {
+        cluster.print_logs();
+        panic!("{error:#}");
+    }
+}
+
+/// A pod of one busybox container on a node.
+fn pod(name: &str, node: &str, script: &str) -> String {
+    format!(
+        "apiVersion: v1
+kind: Pod
+metadata: {{name: {name}}}
+spec:
+  runtimeClassName: cloister
+  nodeSelector: {{kubernetes.io/hostname: {node}}}
+  terminationGracePeriodSeconds: 5
+  containers:
+  - name: main
+    image: {BUSYBOX}
+    imagePullPolicy: Never
+    command: [sh, -c, {script:?}]
+"
+    )
+}
+
+#[test]
+fn pods_run_in_microvms_on_each_node() {
+    with_nodes(|cluster, nodes| {
+        for node in nodes {
+            let name = node.name();
+            cluster.apply(&pod(name, name, "echo \"up on $(uname -r)\"; exec sleep 1000"))?;
+        }
+        for node in nodes {
+            let name = node.name();
+            cluster.kubectl(&["wait", "--for=condition=Ready", READY, &format!("pod/{name}")])?;
+            let log = wait_for("the pod's first line", FIRST_LINE, || {
+                let log = cluster.kubectl(&["logs", name])?;
+                Ok(log.ends_with('\n').then_some(log))
+            })?;
+            let host = machines_kernel();
+            assert!(log.starts_with("up on ") && !log.contains(&host), "{log}, on the machine {host}");
+            let said = cluster.kubectl(&["exec", name, "--", "sh", "-c", "echo $((6 * 7)); hostname"])?;
+            assert_eq!(said, format!("42\n{name}\n"));
+            eprintln!("{name}: kubelet {:?}", node.kubelet_memory());
+        }
+        eprintln!("control plane: {:?}", cluster.memory());
+        cluster.kubectl(&["delete", "pod", "--all"])?;
+        nodes.iter().try_for_each(|node| node.check_traces(GONE))
+    });
+}
+
+/// The machine's kernel.
+fn machines_kernel() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap().trim().to_owned()
+}
