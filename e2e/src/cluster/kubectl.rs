@@ -2,15 +2,20 @@
 
 use std::io::Write;
 use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use super::Cluster;
+use crate::cell::wait_for;
 use crate::lab::{cache, checkout};
 
 /// How long one command may take, in seconds: more than the longest `kubectl wait` of a test.
 const PATIENCE: &str = "240";
+
+/// How long an API server may take to describe a new kind.
+const DESCRIBED: Duration = Duration::from_secs(30);
 
 impl Cluster {
     /// Runs kubectl, which must succeed; gives its standard output.
@@ -65,7 +70,11 @@ impl Cluster {
         // Rules in CEL came with 1.25: this API server drops them, and kubectl would rather refuse.
         self.kubectl(&["apply", "--validate=false", "-f", &file.to_string_lossy()])?;
         let definition = "crd/imagebuilds.cloister.dev";
-        self.kubectl(&["wait", "--for=condition=Established", "--timeout=30s", definition]).map(drop)
+        self.kubectl(&["wait", "--for=condition=Established", "--timeout=30s", definition])?;
+        // Its description, by which kubectl checks what it sends, comes a moment later.
+        wait_for("the description of ImageBuild", DESCRIBED, || {
+            Ok(self.try_kubectl(&["explain", "imgb.spec"])?.status.success().then_some(()))
+        })
     }
 
     /// Merges into the status of an object of `cloister.dev`, as its controller does.
