@@ -1,5 +1,6 @@
 //! Pods with `runtimeClassName: cloister` as a user has them: through kubectl, the scheduler and kubelets.
 
+use std::fs;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -10,15 +11,14 @@ use cloister_e2e::containerd::Version;
 use cloister_e2e::pod_images::BUSYBOX;
 
 /// How long a microVM and a kubelet may take until a pod is ready, for kubectl.
-const READY: &str = "--timeout=180s";
-
+pub const READY: &str = "--timeout=180s";
 /// How long a container's output may take to be in its log.
 const FIRST_LINE: Duration = Duration::from_secs(20);
 /// How soon nothing may be left of pods whose objects are gone; a kubelet looks for their folders now and then.
-const GONE: Duration = Duration::from_secs(60);
+pub const GONE: Duration = Duration::from_secs(30);
 
-/// Runs a test with a node of each containerd version; on failure the logs are printed.
-fn with_nodes(test: impl FnOnce(&Cluster, &[Node]) -> Result<()>) {
+/// Runs a test with a node of each containerd version, `one` and `two`; on failure the logs are printed.
+pub fn with_nodes(test: impl FnOnce(&Cluster, &[Node]) -> Result<()>) {
     let cluster = Cluster::control_plane().unwrap();
     cluster.start_controllers().unwrap();
     let node = |name, version| cluster.node(name, version, &[BUSYBOX]);
@@ -39,8 +39,8 @@ fn with_nodes(test: impl FnOnce(&Cluster, &[Node]) -> Result<()>) {
     }
 }
 
-/// A pod of one busybox container on a node.
-fn pod(name: &str, node: &str, script: &str) -> String {
+/// A pod of one busybox container on a node; `more` are further lines of the container.
+pub fn pod(name: &str, node: &str, restart: &str, script: &str, more: &str) -> String {
     format!(
         "apiVersion: v1
 kind: Pod
@@ -48,43 +48,54 @@ metadata: {{name: {name}}}
 spec:
   runtimeClassName: cloister
   nodeSelector: {{kubernetes.io/hostname: {node}}}
-  terminationGracePeriodSeconds: 5
+  restartPolicy: {restart}
+  terminationGracePeriodSeconds: 2
   containers:
   - name: main
     image: {BUSYBOX}
     imagePullPolicy: Never
     command: [sh, -c, {script:?}]
-"
+{more}"
     )
+}
+
+/// What a pod has written, once it ends in a whole line.
+pub fn log(cluster: &Cluster, name: &str) -> Result<String> {
+    wait_for(&format!("the log of {name}"), FIRST_LINE, || {
+        let log = cluster.kubectl(&["logs", name])?;
+        Ok(log.ends_with('\n').then_some(log))
+    })
 }
 
 #[test]
 fn pods_run_in_microvms_on_each_node() {
     with_nodes(|cluster, nodes| {
+        let script = "echo \"up on $(uname -r)\"; nc -lk -p 80 -e hostname";
         for node in nodes {
             let name = node.name();
-            cluster.apply(&pod(name, name, "echo \"up on $(uname -r)\"; exec sleep 1000"))?;
+            cluster.apply(&pod(name, name, "Always", script, ""))?;
         }
+        let machine = fs::read_to_string("/proc/sys/kernel/osrelease")?;
         for node in nodes {
             let name = node.name();
             cluster.kubectl(&["wait", "--for=condition=Ready", READY, &format!("pod/{name}")])?;
-            let log = wait_for("the pod's first line", FIRST_LINE, || {
-                let log = cluster.kubectl(&["logs", name])?;
-                Ok(log.ends_with('\n').then_some(log))
-            })?;
-            let host = machines_kernel();
-            assert!(log.starts_with("up on ") && !log.contains(&host), "{log}, on the machine {host}");
+            let log = log(cluster, name)?;
+            assert!(log.starts_with("up on ") && !log.contains(machine.trim()), "{log} on {machine}");
             let said = cluster.kubectl(&["exec", name, "--", "sh", "-c", "echo $((6 * 7)); hostname"])?;
             assert_eq!(said, format!("42\n{name}\n"));
-            eprintln!("{name}: kubelet {:?}", node.kubelet_memory());
         }
-        eprintln!("control plane: {:?}", cluster.memory());
+        for (from, to) in [("one", "two"), ("two", "one")] {
+            let address = cluster.kubectl(&["get", "pod", to, "-o", "jsonpath={.status.podIP}"])?;
+            assert_eq!(
+                cluster.kubectl(&["exec", from, "--", "nc", "-w", "5", &address, "80"])?,
+                format!("{to}\n")
+            );
+        }
+        eprintln!("resident memory: {:?}", cluster.memory());
+        for node in nodes {
+            eprintln!("kubelet of {}: {:?}", node.name(), node.kubelet_memory());
+        }
         cluster.kubectl(&["delete", "pod", "--all"])?;
         nodes.iter().try_for_each(|node| node.check_traces(GONE))
     });
-}
-
-/// The machine's kernel.
-fn machines_kernel() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap().trim().to_owned()
 }
