@@ -70,7 +70,7 @@ pub fn log(cluster: &Cluster, name: &str) -> Result<String> {
 #[test]
 fn pods_run_in_microvms_on_each_node() {
     with_nodes(|cluster, nodes| {
-        let script = "echo \"up on $(uname -r)\"; nc -lk -p 80 -e hostname";
+        let script = "echo \"up on $(uname -r)\"; while :; do hostname | nc -l -p 80; done";
         for node in nodes {
             let name = node.name();
             cluster.apply(&pod(name, name, "Always", script, ""))?;
