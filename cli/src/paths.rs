@@ -37,6 +37,11 @@ impl Root {
         self.0.join("run")
     }
 
+    /// Folder with one folder for each key of build caches.
+    pub fn caches(&self) -> PathBuf {
+        self.0.join("cache")
+    }
+
     /// Folder with one folder for each guest kernel.
     pub fn kernels(&self) -> PathBuf {
         self.0.join("kernel")

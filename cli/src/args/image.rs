@@ -14,7 +14,11 @@ pub enum ImageCommand {
     /// Pull an image from a registry
     Pull(PullArgs),
     /// List images
-    Ls,
+    Ls {
+        /// Also those of Cloister itself, such as the builder's
+        #[arg(short, long)]
+        all: bool,
+    },
     /// Show everything known about an image
     Inspect {
         /// The image

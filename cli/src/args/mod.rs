@@ -1,5 +1,6 @@
 //! The command line, once: parsing, help, completions and the manual page all come from these definitions.
 
+pub mod build;
 pub mod image;
 pub mod run;
 
@@ -50,6 +51,8 @@ pub enum Command {
     Image(image::ImageCommand),
     /// Run a command in a new microVM made from an image
     Run(Box<run::RunArgs>),
+    /// Build an image from a Dockerfile in a microVM without a network
+    Build(Box<build::BuildArgs>),
     /// List microVMs
     Ps(PsArgs),
     /// Run one more command in a running microVM

@@ -21,7 +21,7 @@ pub fn run(global: &Global, command: ImageCommand) -> Result<()> {
             let record = pull(&store, &reference, &args.registry)?;
             report(global, &record)
         }
-        ImageCommand::Ls => list(global, &store),
+        ImageCommand::Ls { all } => list(global, &store, all),
         ImageCommand::Inspect { name } => inspect(&store, &name),
         ImageCommand::Rm { names } => names.iter().try_for_each(|name| {
             let record = store.remove(name)?;
@@ -81,8 +81,9 @@ fn report(global: &Global, record: &ImageRecord) -> Result<()> {
     }
 }
 
-fn list(global: &Global, store: &Store) -> Result<()> {
-    let records = store.list()?;
+fn list(global: &Global, store: &Store, all: bool) -> Result<()> {
+    let mut records = store.list()?;
+    records.retain(|record| all || !record.build.contains_key(cloister_build::builder::HIDDEN));
     output::list(global.output, &records, ["NAME", "IMAGE ID", "CREATED", "LAYERS", "SIZE"], |record| {
         [
             record.familiar_name(),
@@ -114,10 +115,16 @@ fn prune(global: &Global, store: &Store, args: &PruneArgs) -> Result<()> {
     output::print(&text)
 }
 
-fn pull(store: &Store, reference: &Reference, args: &RegistryArgs) -> Result<ImageRecord> {
+/// Pulls an image, although it may be here.
+pub fn pull(store: &Store, reference: &Reference, args: &RegistryArgs) -> Result<ImageRecord> {
+    Ok(registry::pull(store, reference, None, &pull_options(args)?, &Shown::new())?)
+}
+
+/// How to reach registries.
+pub fn pull_options(args: &RegistryArgs) -> Result<registry::PullOptions> {
     let mut mirrors = registry::Mirrors::default();
     args.mirrors.iter().try_for_each(|mirror| mirrors.add(mirror))?;
-    let options = registry::PullOptions {
+    Ok(registry::PullOptions {
         mirrors,
         plain_http: args.plain_http,
         ca_cert: args.ca_cert.clone(),
@@ -127,8 +134,7 @@ fn pull(store: &Store, reference: &Reference, args: &RegistryArgs) -> Result<Ima
             ..import::Options::default()
         },
         ..registry::PullOptions::default()
-    };
-    Ok(registry::pull(store, reference, None, &options, &Shown::new())?)
+    })
 }
 
 fn export(store: &Store, args: &ExportArgs) -> Result<()> {

@@ -1,5 +1,6 @@
 //! What each command does.
 
+mod build;
 mod console;
 mod copy;
 mod doctor;
@@ -31,6 +32,7 @@ pub fn run(cli: Cli) -> Result<u8> {
     match cli.command {
         Command::Image(command) => done(image::run(&global, command)),
         Command::Run(args) => wait_for(run::run(&global, *args)),
+        Command::Build(args) => wait_for(build::run(&global, *args)),
         Command::Exec(args) => wait_for(exec::run(&global, args)),
         Command::Ps(args) => done(list::run(&global, &args)),
         Command::Logs(args) => done(logs::run(&global, &args)),

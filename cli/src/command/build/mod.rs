@@ -1,0 +1,315 @@
+//! `cloister build`.
+//!
+//! This process owns the builder's microVM, as a supervisor owns that of a `run`: it holds the lock of the machine's folder, and
+//! the machine dies with it.
+
+mod bases;
+mod failure;
+mod inputs;
+mod machine;
+
+use std::collections::BTreeMap;
+use std::io::stderr;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use cloister_build::builder::{self, Builder, Caches, Settings, State};
+use cloister_build::client::{self, BuildKit, NoCache, Session, Solve, Solved};
+use cloister_build::context::{Context, FileSyncService};
+use cloister_build::output::{FileSendService, Output, Receipt};
+use cloister_build::progress::{self, Event, Style};
+use cloister_image::source::archive::{self, Input, Request};
+use cloister_image::{ImageRecord, Reference, Store, import};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use self::inputs::{Destination, Inputs};
+use crate::args::build::{BuildArgs, Network, ProgressMode};
+use crate::args::{Format, Global};
+use crate::paths::Root;
+use crate::progress::Shown;
+use crate::signals::Signals;
+use crate::{exit, kernel, output};
+
+/// What a failed build exits with, as `docker build` does.
+const FAILED: u8 = 1;
+/// Least memory of a build, in bytes: buildkitd alone needs a part of it.
+const LEAST_MEMORY: u64 = 128 << 20;
+/// Most bytes of a result.
+const RESULT: u64 = 64 << 30;
+/// How long buildkitd may take to listen; emulation on a busy machine is slow.
+const READY: Duration = Duration::from_secs(60);
+/// Events of the progress that may wait to be shown.
+const EVENTS: usize = 256;
+
+/// How long the parts of a build took.
+#[derive(Debug, Default)]
+struct Parts(Vec<(&'static str, Duration)>);
+
+impl Parts {
+    fn add(&mut self, name: &'static str, took: Duration) {
+        self.0.push((name, took));
+    }
+
+    fn show(&self, format: Format) {
+        if format == Format::Json {
+            let micros = self.0.iter().map(|(name, took)| {
+                ((*name).to_owned(), u64::try_from(took.as_micros()).unwrap_or(u64::MAX).into())
+            });
+            eprintln!("{}", serde_json::json!({ "timings": serde_json::Map::from_iter(micros) }));
+            return;
+        }
+        let parts = self.0.iter().map(|(name, took)| format!("{name} {:.1} s", took.as_secs_f64()));
+        eprintln!("{}", parts.collect::<Vec<_>>().join(", "));
+    }
+}
+
+/// Builds an image; returns what to exit with.
+pub async fn run(global: &Global, args: BuildArgs) -> Result<u8> {
+    if args.network == Network::Egress {
+        bail!(
+            "--network egress: a build without a cluster has no network; images it begins from are pulled by this command"
+        );
+    }
+    if args.memory < LEAST_MEMORY {
+        bail!("--memory is below the least of {}", output::bytes(LEAST_MEMORY));
+    }
+    let root = Root::find(global)?;
+    let inputs = Inputs::read(&args)?;
+    let kernel = kernel::choose(&root, args.kernel.as_deref())?;
+    let store = Store::open(root.path())?;
+    let mut parts = Parts::default();
+    let begun = Instant::now();
+    let source = machine::builder_image(&args)?;
+    let image = builder::load(&store, &source, &Shown::new())?;
+    let bases = bases::open(&store, &inputs, &args)?;
+    let state = State::Cache(Caches::new(root.caches(), args.cache_size).take(&args.cache_key)?);
+    parts.add("images", begun.elapsed());
+
+    let mut signals = Signals::listen().context("cannot watch signals")?;
+    let place = machine::Place::reserve(&root, &image.record)?;
+    let config = machine::config(&args, kernel, place.path())?;
+    let settings = Settings { machine: config, memory_bytes: args.memory, state, deadline: READY };
+    let started = tokio::select! {
+        started = Builder::start(settings, image) => started,
+        code = interrupted(&mut signals) => {
+            eprintln!("cloister: build canceled");
+            return Ok(code);
+        }
+    };
+    let builder = started?;
+    let timings = builder.timings();
+    parts.add("boot", timings.boot);
+    parts.add("ready", timings.start + timings.ready);
+
+    let cancel = CancellationToken::new();
+    let built = {
+        let building =
+            build(&builder, &store, inputs, bases, &args, place.path(), cancel.clone(), &mut parts);
+        tokio::pin!(building);
+        let mut code = None;
+        loop {
+            tokio::select! {
+                built = &mut building => break built.map_err(|error| (code, error)),
+                number = interrupted(&mut signals), if code.is_none() => {
+                    code = Some(number);
+                    cancel.cancel();
+                }
+            }
+        }
+    };
+    let finished = match built {
+        Ok(result) => {
+            let begun = Instant::now();
+            // The machine ends while its result is checked and converted.
+            let importing = import_result(store, result, &args);
+            let (records, ()) = tokio::join!(importing, builder.stop());
+            let records = records?;
+            parts.add("import", begun.elapsed());
+            for record in &records {
+                report(global, record)?;
+            }
+            0
+        }
+        Err((Some(code), _)) => {
+            builder.stop().await;
+            eprintln!("cloister: build canceled");
+            code
+        }
+        Err((None, error)) => {
+            let told = failure::tell(&builder, &error, args.cache_size).await;
+            builder.stop().await;
+            eprintln!("{told}");
+            FAILED
+        }
+    };
+    if args.timings || args.progress == ProgressMode::Plain {
+        parts.show(global.output);
+    }
+    drop(place);
+    Ok(finished)
+}
+
+/// The exit code of the next signal that ends a build.
+async fn interrupted(signals: &mut Signals) -> u8 {
+    loop {
+        let number = signals.next().await;
+        if matches!(number, libc::SIGINT | libc::SIGTERM | libc::SIGHUP | libc::SIGQUIT) {
+            return exit::of_signal(number);
+        }
+    }
+}
+
+/// What came of a build.
+struct Built {
+    solved: Solved,
+    /// The archive to import, when the image goes into the store.
+    archive: Option<PathBuf>,
+}
+
+#[allow(clippy::too_many_arguments, reason = "the parts of one build, each used once")]
+async fn build(
+    builder: &Builder,
+    store: &Store,
+    inputs: Inputs,
+    bases: bases::Bases,
+    args: &BuildArgs,
+    folder: &Path,
+    cancel: CancellationToken,
+    parts: &mut Parts,
+) -> Result<Built, client::Error> {
+    let failed = |why: String| client::Error::Answer(why);
+    let mut solve = Solve {
+        filename: Some(inputs.dockerfile_name()),
+        target: args.target.clone(),
+        args: inputs.args.clone(),
+        labels: inputs.labels.clone(),
+        platforms: args.registry.platform.clone().into_iter().collect(),
+        no_cache: if args.no_cache { NoCache::All } else { NoCache::Off },
+        ..Solve::default()
+    };
+    let key = args.context.canonicalize().unwrap_or_else(|_| args.context.clone());
+    let context = Context::folder(&args.context).map_err(|error| failed(error.to_string()))?;
+    let dockerfile = Context::inline(inputs.dockerfile.clone()).map_err(|error| failed(error.to_string()))?;
+    let folders = [("context".to_owned(), context), ("dockerfile".to_owned(), dockerfile)];
+    let mut session = Session::new("cloister", key.display().to_string())
+        .service(&["/moby.filesync.v1.FileSync/DiffCopy"], FileSyncService::new(folders).server())
+        .secrets(inputs.secrets)
+        .ssh(inputs.agents);
+    session = bases.offer(store, session, &mut solve)?;
+
+    let (target, receipt, archive) =
+        destination(&inputs.out, folder).map_err(|error| failed(error.to_string()))?;
+    let (exporter, service) = match &inputs.out {
+        Destination::Store => {
+            // Nothing is gained by compressing, in the guest, what is unpacked here at once.
+            let exporter = client::Output::oci().with("compression", "uncompressed");
+            (exporter, target)
+        }
+        Destination::Oci(_) => (client::Output::oci(), target),
+        Destination::Docker(_) => (client::Output::docker(), target),
+        Destination::Tar(_) => (client::Output::tar(), target),
+        Destination::Local(_) => (client::Output::local(), target),
+    };
+    let names: Vec<&str> = args.tags.iter().map(String::as_str).collect();
+    let exporter = if names.is_empty() { exporter } else { exporter.named(&names.join(",")) };
+    solve.outputs = vec![exporter];
+    session =
+        session.service(&["/moby.filesync.v1.FileSend/DiffCopy"], FileSendService::new([service]).server());
+
+    let (events, shown) = mpsc::channel(EVENTS);
+    let showing = std::thread::spawn({
+        let style = match args.progress {
+            ProgressMode::Auto => Style::Auto,
+            ProgressMode::Plain => Style::Plain,
+            ProgressMode::Json => Style::Json,
+        };
+        move || show(style, shown)
+    });
+    let begun = Instant::now();
+    let solved = async {
+        let connection = builder.connect().await.map_err(|error| client::Error::Lost(error.to_string()))?;
+        let buildkit = BuildKit::connect(connection).await?;
+        tokio::select! {
+            biased;
+            solved = buildkit.solve(&solve, session, events, cancel) => solved,
+            reason = builder.ended() => Err(client::Error::Lost(reason)),
+        }
+    };
+    let solved = solved.await;
+    // Ends with the channel, whose other side is gone by now.
+    let _ = showing.join();
+    let solved = solved?;
+    parts.add("solve", begun.elapsed());
+    let begun = Instant::now();
+    receipt.wait().await.map_err(|error| failed(error.to_string()))?;
+    parts.add("export", begun.elapsed());
+    Ok(Built { solved, archive })
+}
+
+fn show(style: Style, mut events: mpsc::Receiver<Event>) {
+    let mut shown = progress::show(style, stderr());
+    while let Some(event) = events.blocking_recv() {
+        // A terminal that is gone shows nothing; the build goes on.
+        let _ = shown.show(&event);
+    }
+    let _ = shown.finish();
+}
+
+/// Where the result goes: to a file of the machine's folder when it is to be imported.
+fn destination(out: &Destination, folder: &Path) -> Result<(Output, Receipt, Option<PathBuf>)> {
+    let limits = cloister_build::output::Limits { bytes: RESULT, entries: 1 << 21 };
+    Ok(match out {
+        Destination::Store => {
+            let path = folder.join("result.tar");
+            let (output, receipt) = Output::file(&path, RESULT)?;
+            (output, receipt, Some(path))
+        }
+        Destination::Local(path) => {
+            let (output, receipt) = Output::folder(path, limits)?;
+            (output, receipt, None)
+        }
+        Destination::Oci(path) | Destination::Docker(path) | Destination::Tar(path) => {
+            let (output, receipt) = match path {
+                Some(path) => Output::file(path, RESULT)?,
+                None => Output::stream(tokio::io::stdout(), RESULT),
+            };
+            (output, receipt, None)
+        }
+    })
+}
+
+/// Brings the result into the store under all its names.
+async fn import_result(store: Store, built: Built, args: &BuildArgs) -> Result<Vec<ImageRecord>> {
+    let Some(archive) = built.archive else { return Ok(Vec::new()) };
+    let names = args.tags.iter().map(|tag| Ok(tag.parse()?)).collect::<Result<Vec<Reference>>>()?;
+    let mut facts = BTreeMap::from([("builder".to_owned(), "buildkit".to_owned())]);
+    facts.insert("context".to_owned(), args.context.display().to_string());
+    let digest = built.solved.digest;
+    let work = move || {
+        let Some((first, more)) = names.split_first() else { return Ok(Vec::new()) };
+        let options = import::Options { build: facts, ..import::Options::default() };
+        let request = Request { name: Some(first.clone()), select: None, options };
+        let mut records = archive::import(&store, Input::Path(archive), &request, &cloister_image::Silent)?;
+        if let (Some(said), Some(record)) = (digest, records.first())
+            && said != record.manifest
+            && Some(said) != record.index
+        {
+            store.remove(&record.name)?;
+            bail!("the builder said that the image is {said}, and sent {}", record.manifest);
+        }
+        for name in more {
+            records.push(store.tag(&first.to_string(), name)?);
+        }
+        Ok(records)
+    };
+    tokio::task::spawn_blocking(work).await?
+}
+
+fn report(global: &Global, record: &ImageRecord) -> Result<()> {
+    match global.output {
+        Format::Json => output::json(record),
+        Format::Table => output::print(&format!("{}\n", record.familiar_name())),
+    }
+}
