@@ -271,6 +271,9 @@ impl Solve {
         let mut all = Attributes::new();
         let mut set = |key: &str, value: String| all.insert(key.to_owned(), value);
         set("filename", self.filename.clone().unwrap_or_else(|| "Dockerfile".to_owned()));
+        // With it the frontend takes a `# syntax=` line as read instead of fetching the frontend that the line names: there is
+        // no network to fetch it by, and what was fetched would be one more stranger.
+        set("cmdline", "dockerfile.v0".to_owned());
         if let Some(target) = &self.target {
             set("target", target.clone());
         }

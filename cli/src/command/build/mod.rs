@@ -7,6 +7,7 @@ mod bases;
 mod failure;
 mod inputs;
 mod machine;
+mod parts;
 
 use std::collections::BTreeMap;
 use std::io::stderr;
@@ -25,6 +26,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use self::inputs::{Destination, Inputs};
+use self::parts::Parts;
 use crate::args::build::{BuildArgs, Network, ProgressMode};
 use crate::args::{Format, Global};
 use crate::paths::Root;
@@ -42,28 +44,6 @@ const RESULT: u64 = 64 << 30;
 const READY: Duration = Duration::from_secs(60);
 /// Events of the progress that may wait to be shown.
 const EVENTS: usize = 256;
-
-/// How long the parts of a build took.
-#[derive(Debug, Default)]
-struct Parts(Vec<(&'static str, Duration)>);
-
-impl Parts {
-    fn add(&mut self, name: &'static str, took: Duration) {
-        self.0.push((name, took));
-    }
-
-    fn show(&self, format: Format) {
-        if format == Format::Json {
-            let micros = self.0.iter().map(|(name, took)| {
-                ((*name).to_owned(), u64::try_from(took.as_micros()).unwrap_or(u64::MAX).into())
-            });
-            eprintln!("{}", serde_json::json!({ "timings": serde_json::Map::from_iter(micros) }));
-            return;
-        }
-        let parts = self.0.iter().map(|(name, took)| format!("{name} {:.1} s", took.as_secs_f64()));
-        eprintln!("{}", parts.collect::<Vec<_>>().join(", "));
-    }
-}
 
 /// Builds an image; returns what to exit with.
 pub async fn run(global: &Global, args: BuildArgs) -> Result<u8> {
