@@ -88,13 +88,17 @@ fn content_outlives_the_import_and_no_lease_of_it_stays(bench: &Bench) -> Result
     let before = bench.holdings()?;
     ensure!(before.unfinished.lines().count() <= 1, "{}", before.unfinished);
     ensure!(before.leases.lines().all(|lease| lease.starts_with("cloister-build-")), "{}", before.leases);
-    // A collection takes nothing, now and without any of the references.
-    bench.lab.ctr(&["content", "prune", "references"])?;
+    // A collection takes nothing.
+    let collect = || {
+        bench.lab.ctr(&["leases", "create", "--id", "collect"])?;
+        bench.lab.ctr(&["leases", "delete", "--sync", "collect"])
+    };
+    collect()?;
     ensure!(bench.holdings()? == before, "{:?} {before:?}", bench.holdings()?);
     ensure!(before.content.lines().count() == 4, "manifest, config, two layers: {}", before.content);
     bench.image(&["rm", "lab/app"])?;
     cloister_e2e::cell::wait_for("nothing", std::time::Duration::from_secs(10), || {
-        bench.lab.ctr(&["content", "prune", "references"])?;
+        collect()?;
         let left = bench.holdings()?;
         let nothing = left.images.is_empty() && left.content.is_empty() && left.leases.is_empty();
         Ok((nothing && bench.stored()? == 0).then_some(()))

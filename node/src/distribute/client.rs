@@ -122,7 +122,7 @@ impl Fetch<'_> {
     /// What is missing of a blob, as far as the connection lasts.
     async fn rest(&mut self, path: &str, writer: &mut Writer, size: u64) -> Result<()> {
         let start = writer.offset();
-        if start == size && size > 0 {
+        if start == size {
             return Ok(());
         }
         let response = self.connection.get(path, start).await?;
