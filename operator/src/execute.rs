@@ -35,6 +35,9 @@ pub enum Error {
     /// The API server refused something else, or could not be reached.
     #[error("cannot {0}: {1}")]
     Api(&'static str, #[source] Box<kube::Error>),
+    /// The API server did not answer in time.
+    #[error("no answer about {0} in time")]
+    Time(String),
     /// A spec is no JSON.
     #[error("the spec of {0}: {1}")]
     Json(String, #[source] serde_json::Error),
@@ -48,6 +51,7 @@ impl Error {
             Self::Taken(_) => "taken",
             Self::Refused(..) => "refused",
             Self::Api(..) => "api",
+            Self::Time(_) => "time",
             Self::Json(..) => "json",
         }
     }

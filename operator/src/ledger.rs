@@ -25,7 +25,7 @@ pub struct Ledger {
     given: HashMap<String, (String, Instant)>,
     /// When a build of each namespace was started last; finer than what stands in objects.
     served: BTreeMap<String, Timestamp>,
-    /// Builds whose pod could not be made: others go first until then.
+    /// Builds whose pod could not be made: until then others go first, and after that they wait in line once more.
     blocked: HashMap<String, Instant>,
 }
 
@@ -39,6 +39,7 @@ impl Ledger {
         let now = Timestamp::now();
         let order = self.order(cache, limits, settings, now);
         if order.go.contains(&uid) {
+            self.blocked.remove(&uid);
             self.given.insert(uid, (namespace.clone(), Instant::now()));
             self.served.insert(namespace, now);
             return Turn::Go;
@@ -46,6 +47,20 @@ impl Ledger {
         match order.place(&uid) {
             Some(place) => Turn::Wait { place, of: order.line.len() },
             None => Turn::None,
+        }
+    }
+
+    /// [`Ledger::turn`] for a build that had its turn and has no pod: it needs another one when its pod was refused.
+    pub fn resume(
+        &mut self,
+        build: &ImageBuild,
+        cache: &Cache,
+        limits: &Limits,
+        settings: &Settings,
+    ) -> Turn {
+        match build.uid().is_some_and(|uid| self.blocked.contains_key(&uid)) {
+            true => self.turn(build, cache, limits, settings),
+            false => Turn::Go,
         }
     }
 
@@ -67,7 +82,6 @@ impl Ledger {
 
     fn order(&mut self, cache: &Cache, limits: &Limits, settings: &Settings, now: Timestamp) -> Order {
         self.given.retain(|_, (_, when)| when.elapsed() < UNSEEN);
-        self.blocked.retain(|_, until| *until > Instant::now());
         let occupied: BTreeSet<String> = cache
             .pods()
             .filter(|pod| pod::observe(pod).is_some_and(|seen| seen.occupies(now)))
@@ -82,21 +96,27 @@ impl Ledger {
                 let last = served.last.entry(namespace.clone()).or_insert(start.0);
                 *last = start.0.max(*last);
             }
-            let runs = attempts.iter().any(is_running) || occupied.contains(&uid);
+            let refused = self.blocked.get(&uid).filter(|_| !occupied.contains(&uid)).copied();
+            let runs = occupied.contains(&uid) || (attempts.iter().any(is_running) && refused.is_none());
             if runs {
                 self.given.remove(&uid);
+                self.blocked.remove(&uid);
             }
             if runs || self.given.contains_key(&uid) {
                 *served.active.entry(namespace).or_default() += 1;
                 continue;
             }
-            if self.blocked.contains_key(&uid) {
-                continue;
-            }
-            let jitter = jitter(&build);
-            if let Some(due) = next_due(&build, jitter, settings, now).filter(|due| due.at <= now) {
+            let since = match refused {
+                Some(until) if until > Instant::now() => None,
+                Some(_) => Some(now),
+                None => {
+                    let due = next_due(&build, jitter(&build), settings, now);
+                    due.filter(|due| due.at <= now).map(|due| due.since)
+                }
+            };
+            if let Some(since) = since {
                 let priority = cache.priority(build.spec.priority_class_name.as_deref());
-                waiting.push(Waiting { uid, namespace, name: build.name_any(), priority, since: due.since });
+                waiting.push(Waiting { uid, namespace, name: build.name_any(), priority, since });
             }
         }
         order(waiting, &served, &capacity(limits, cache.nodes.len()))

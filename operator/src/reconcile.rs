@@ -18,7 +18,7 @@ use crate::cache::{Cache, Scope};
 use crate::execute::{Error, Executor};
 use crate::ledger::{Ledger, jitter};
 use crate::metrics::Metrics;
-use crate::plan::{Action, BuildPod, Observed, Settings, Turn, is_running, next_due, plan};
+use crate::plan::{Action, BuildPod, Event, Observed, Settings, Turn, is_running, next_due, plan};
 use crate::pod::{self, PodSettings};
 use crate::queue::Limits;
 use crate::validate::validate;
@@ -27,6 +27,8 @@ use crate::validate::validate;
 const FIRST: Duration = Duration::from_millis(500);
 /// The longest such time.
 const MOST: Duration = Duration::from_secs(120);
+/// How long one look may take.
+const LONGEST: Duration = Duration::from_secs(60);
 /// Time until a build is looked at again whose look was out of date.
 const STALE: Duration = Duration::from_millis(200);
 
@@ -71,7 +73,8 @@ impl Context {
 pub async fn reconcile(build: Arc<ImageBuild>, scope: Scope, context: Arc<Context>) -> Result<Again, Error> {
     context.cache.ready().await;
     let started = Instant::now();
-    let result = look(&build, &scope, &context).await;
+    let looked = tokio::time::timeout(LONGEST, look(&build, &scope, &context)).await;
+    let result = looked.unwrap_or_else(|_| Err(Error::Time(build.name_any())));
     context.metrics.reconciles.inc();
     context.metrics.reconcile_seconds.observe(started.elapsed().as_secs_f64());
     if result.is_ok() {
@@ -92,12 +95,20 @@ async fn look(build: &ImageBuild, scope: &Scope, context: &Context) -> Result<Ag
     let now = Timestamp::now();
     let refused = refused(build);
     let due = next_due(build, jitter, &context.settings, now).is_some_and(|due| due.at <= now);
-    if due && refused.is_none() {
-        observed.turn = context.ledger().turn(build, &context.cache, &context.limits, &context.settings);
+    let attempts = build.status.as_ref().map_or(&[][..], |status| &status.attempts);
+    let podless = |number: i64| observed.pods.iter().all(|pod| pod.attempt != number);
+    let intent =
+        attempts.iter().any(|one| is_running(one) && one.start_time.is_none() && podless(one.number));
+    if refused.is_none() && (due || intent) {
+        let (cache, limits, settings) = (&context.cache, &context.limits, &context.settings);
+        observed.turn = match intent {
+            true => context.ledger().resume(build, cache, limits, settings),
+            false => context.ledger().turn(build, cache, limits, settings),
+        };
     }
     let plan = plan(build, &observed, refused.as_deref(), &context.settings, now);
     let started = plan.status.as_ref().is_some_and(|status| status.attempts.iter().any(is_running));
-    if observed.turn == Turn::Go && !started {
+    if observed.turn == Turn::Go && !started && !intent {
         context.ledger().give_back(&uid);
     }
     let mut executor = Executor::new(&context.client, build);
@@ -107,7 +118,12 @@ async fn look(build: &ImageBuild, scope: &Scope, context: &Context) -> Result<Ag
             _ => Vec::new(),
         };
         tracing::debug!(build = build.name_any(), namespace = build.namespace(), ?action, "acts");
-        executor.act(action, &context.pods, &full).await?;
+        let acted = executor.act(action, &context.pods, &full).await;
+        if let Err(error @ (Error::Refused(..) | Error::Taken(_))) = &acted {
+            let event = Event { warning: true, reason: BuildReason::Scheduling, note: error.to_string() };
+            executor.tell(&context.recorder, &event).await;
+        }
+        acted?;
     }
     if let Some(status) = &plan.status {
         executor.status(status).await?;

@@ -10,6 +10,7 @@ mod image;
 mod owned;
 #[cfg(test)]
 mod tests;
+mod types;
 
 use cloister_crds::{
     Attempt, BuildReason, Failure, ImageBuild, ImageBuildStatus, Stage, StageName, TriggerKind,
@@ -20,112 +21,9 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 pub use attempt::{BuildPod, PodPhase};
 pub use due::{Due, due, is_running, next_due};
 pub use owned::owned;
+pub use types::{Action, Event, FINALIZER, Observed, Plan, REBUILD, Settings, Turn};
 
 use conditions::State;
-
-/// The finalizer of a build: its pods end before it does.
-pub const FINALIZER: &str = "cloister.dev/image-build";
-/// A new value of this annotation starts an attempt, unless `spec.triggers.annotation` names another one.
-pub const REBUILD: &str = "cloister.dev/rebuild";
-
-/// What is seen of the world around a build.
-#[derive(Debug, Clone, Default)]
-pub struct Observed {
-    /// The build's pods. Of the newest attempt it is certain whether there is one.
-    pub pods: Vec<BuildPod>,
-    /// Names of the nodes that `spec.output.nodes` selects.
-    pub nodes: Vec<String>,
-    /// Whether it is this build's turn.
-    pub turn: Turn,
-    /// Between 0 and 1, the same for each look at one attempt: spreads retries.
-    pub jitter: f64,
-}
-
-/// A build's place in the queue.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Turn {
-    /// It may start.
-    Go,
-    /// Its place, from 1, among so many.
-    Wait {
-        /// Place in the order that builds start in.
-        place: usize,
-        /// How many wait.
-        of: usize,
-    },
-    /// It has not been lined up yet.
-    #[default]
-    None,
-}
-
-/// What an administrator may set.
-#[derive(Debug, Clone, Copy)]
-pub struct Settings {
-    /// Time before the first retry; it doubles from one to the next.
-    pub retry_first: SignedDuration,
-    /// Longest time before a retry.
-    pub retry_most: SignedDuration,
-    /// How long after its pod's end a result may still be on its way into the status.
-    pub result_grace: SignedDuration,
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Self {
-            retry_first: SignedDuration::from_secs(10),
-            retry_most: SignedDuration::from_mins(5),
-            result_grace: SignedDuration::from_secs(20),
-        }
-    }
-}
-
-/// What to do, in this order; after each step that fails the rest is left to the next look.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Plan {
-    /// First of all.
-    pub actions: Vec<Action>,
-    /// The operator's part of the status, when it is not what stands there.
-    pub status: Option<ImageBuildStatus>,
-    /// What to tell about, once the status is written.
-    pub event: Option<Event>,
-    /// The attempt that has ended with this.
-    pub ended: Option<Attempt>,
-    /// When to look again, if nothing happens before.
-    pub again: Option<Timestamp>,
-}
-
-/// Something to do through the API.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Action {
-    /// Add [`FINALIZER`].
-    Hold,
-    /// Remove it.
-    Release,
-    /// Make the pod of this attempt, which stands in the status, unless it exists.
-    CreatePod(i64),
-    /// Delete a pod, and what was made with it.
-    DeletePod {
-        /// Its name.
-        name: String,
-        /// So that no other of this name is deleted.
-        uid: String,
-    },
-    /// Remove these attempts from the status, whoever wrote to them.
-    Forget(Vec<i64>),
-    /// Delete the object.
-    DeleteBuild,
-}
-
-/// Something to tell people about.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Event {
-    /// Whether something is wrong.
-    pub warning: bool,
-    /// One word.
-    pub reason: BuildReason,
-    /// One line.
-    pub note: String,
-}
 
 /// Decides. `refused` is what validation has against the spec, if anything.
 pub fn plan(
@@ -172,14 +70,14 @@ impl Draft<'_> {
         let due = due(self.build, &self.status, self.observed.jitter, self.settings, self.now);
         let last = self.status.attempts.last().cloned();
         match due {
-            Some(due) if due.at <= self.now => match self.held() {
+            Some(due) if due.at <= self.now || due.trigger == TriggerKind::Retry => match self.held() {
                 Some(state) => state,
+                None if due.at > self.now => {
+                    self.again(due.at);
+                    State::RetryAt(due.at, last.unwrap_or_default())
+                }
                 None => self.start(&due, generation),
             },
-            Some(due) if due.trigger == TriggerKind::Retry && self.held().is_none() => {
-                self.again(due.at);
-                State::RetryAt(due.at, last.unwrap_or_default())
-            }
             other => {
                 if let Some(due) = other {
                     self.again(due.at);
@@ -236,10 +134,17 @@ impl Draft<'_> {
             self.status.attempts.remove(index);
             return None;
         }
+        if let Turn::Wait { place, of } = self.observed.turn {
+            // Its pod was refused, and others went first.
+            self.again(self.now + SignedDuration::from_secs(30));
+            return Some(State::Queued { place, of });
+        }
         let generation = self.build.metadata.generation.unwrap_or_default();
         let attempt = &mut self.status.attempts[index];
         if attempt.generation == generation {
-            self.plan.actions.push(Action::CreatePod(attempt.number));
+            if self.observed.turn == Turn::Go {
+                self.plan.actions.push(Action::CreatePod(attempt.number));
+            }
         } else {
             attempt.generation = generation;
             attempt.fingerprint = Some(crate::fingerprint::fingerprint(&self.build.spec));

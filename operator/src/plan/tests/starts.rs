@@ -172,3 +172,14 @@ fn a_schedule_builds_again_once_for_all_times_missed() {
     assert_eq!(world.numbers()[1], (2, TriggerKind::Schedule));
     assert_eq!(world.plan().again, Some(at(4200)));
 }
+
+#[test]
+fn a_build_whose_pod_was_refused_lets_others_go_first() {
+    let mut world = World::new();
+    world.step();
+    world.observed.turn = Turn::Wait { place: 2, of: 2 };
+    assert_eq!(world.step().actions, []);
+    assert!(world.words().starts_with("Pending Ready=False/Queued"));
+    world.observed.turn = Turn::Go;
+    assert_eq!(world.step().actions, [Action::CreatePod(1)]);
+}
