@@ -105,9 +105,8 @@ impl Node {
             None => {
                 let binding = json!({"apiVersion": "v1", "kind": "Binding", "metadata": {"name": name},
                     "target": {"apiVersion": "v1", "kind": "Node", "name": "n1"}});
-                let body = serde_json::to_vec(&binding).unwrap();
                 let _: Value =
-                    pods.create_subresource("binding", &name, &PostParams::default(), body).await?;
+                    pods.create_subresource("binding", &name, &PostParams::default(), &binding).await?;
                 self.phase(pods, &name, json!({"phase": "Running", "startTime": now()})).await?;
                 let mut seen = self.seen.lock().unwrap();
                 seen.started.push((pod.namespace().unwrap(), name));
