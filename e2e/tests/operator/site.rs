@@ -17,24 +17,28 @@ use serde_json::{Value, json};
 const PATIENCE: Duration = Duration::from_secs(90);
 
 /// What the operator's user may do: the table of its README.
-const RIGHTS: &str = r#"
-{apiVersion: rbac.authorization.k8s.io/v1, kind: ClusterRole, metadata: {name: operator}, rules: [
-  {apiGroups: [cloister.dev], resources: [imagebuilds], verbs: [get, list, watch, patch, delete]},
-  {apiGroups: [cloister.dev], resources: [imagebuilds/status], verbs: [patch]},
-  {apiGroups: [cloister.dev], resources: [imagebuilds/finalizers], verbs: [update]},
-  {apiGroups: [""], resources: [pods], verbs: [get, list, watch, create, delete]},
-  {apiGroups: [""], resources: [configmaps], verbs: [get, create, delete]},
-  {apiGroups: [""], resources: [nodes], verbs: [list, watch]},
-  {apiGroups: [scheduling.k8s.io], resources: [priorityclasses], verbs: [list, watch]},
-  {apiGroups: [events.k8s.io], resources: [events], verbs: [create, patch]},
-  {apiGroups: [coordination.k8s.io], resources: [leases], verbs: [get, create, update]}]}
----
-{apiVersion: rbac.authorization.k8s.io/v1, kind: ClusterRoleBinding, metadata: {name: operator},
- roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: operator},
- subjects: [{apiGroup: rbac.authorization.k8s.io, kind: User, name: operator}]}
----
-{apiVersion: node.k8s.io/v1, kind: RuntimeClass, metadata: {name: cloister}, handler: cloister}
-"#;
+fn rights() -> Value {
+    let rule = |group: &str, resource: &str, verbs: &[&str]| json!({"apiGroups": [group], "resources": [resource], "verbs": verbs});
+    let rules = [
+        rule("cloister.dev", "imagebuilds", &["get", "list", "watch", "patch", "delete"]),
+        rule("cloister.dev", "imagebuilds/status", &["patch"]),
+        rule("cloister.dev", "imagebuilds/finalizers", &["update"]),
+        rule("", "pods", &["get", "list", "watch", "create", "delete"]),
+        rule("", "configmaps", &["get", "create", "delete"]),
+        rule("", "nodes", &["list", "watch"]),
+        rule("scheduling.k8s.io", "priorityclasses", &["list", "watch"]),
+        rule("events.k8s.io", "events", &["create", "patch"]),
+        rule("coordination.k8s.io", "leases", &["get", "create", "update"]),
+    ];
+    let (version, group) = ("rbac.authorization.k8s.io/v1", "rbac.authorization.k8s.io");
+    json!({"apiVersion": "v1", "kind": "List", "items": [
+        {"apiVersion": version, "kind": "ClusterRole", "metadata": {"name": "operator"}, "rules": rules},
+        {"apiVersion": version, "kind": "ClusterRoleBinding", "metadata": {"name": "operator"},
+            "roleRef": {"apiGroup": group, "kind": "ClusterRole", "name": "operator"},
+            "subjects": [{"apiGroup": group, "kind": "User", "name": "operator"}]},
+        {"apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass", "metadata": {"name": "cloister"}, "handler": "cloister"},
+    ]})
+}
 
 /// The cluster and a client with every right.
 pub struct Site {
@@ -48,7 +52,7 @@ impl Site {
     pub async fn new(namespaces: &[&str]) -> Site {
         let cluster = Cluster::control_plane().unwrap();
         cluster.install_definition().unwrap();
-        cluster.apply(RIGHTS).unwrap();
+        cluster.apply(&rights().to_string()).unwrap();
         for namespace in namespaces {
             if *namespace != "default" {
                 cluster.kubectl(&["create", "namespace", namespace]).unwrap();
