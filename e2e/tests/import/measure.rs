@@ -12,8 +12,8 @@ use crate::bench::{Bench, command, run_case};
 /// Most memory that an import may need, conversion in the daemon not counted: pieces of 1 MiB, not blobs.
 const MAX_RSS: u64 = 48 << 20;
 
-fn memory_does_not_grow_with_the_image(bench: &Bench) -> Result<()> {
-    let source = debian_image("demo")?;
+fn measure(bench: &Bench, kind: &str) -> Result<()> {
+    let source = debian_image(kind)?;
     let path = bench.lab.root().join("debian.tar");
     let (from, to) =
         (format!("docker-archive:{}", source.display()), format!("oci-archive:{}", path.display()));
@@ -55,5 +55,10 @@ fn high_water(pid: u32) -> Option<u64> {
 
 #[test]
 fn memory_does_not_grow_with_the_image_on_2_1() {
-    run_case(Version::V2_1, memory_does_not_grow_with_the_image);
+    run_case(Version::V2_1, |bench| measure(bench, "demo"));
+}
+
+#[test]
+fn nor_with_that_of_a_large_one_on_2_1() {
+    run_case(Version::V2_1, |bench| measure(bench, "large"));
 }
