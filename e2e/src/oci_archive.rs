@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use crate::archive::{Layer, config, digest, raw_entry};
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 
@@ -56,6 +57,34 @@ impl OciArchive {
         files.push(("oci-layout".to_owned(), br#"{"imageLayoutVersion":"1.0.0"}"#.to_vec()));
         let text = |value: &Value| value["digest"].as_str().unwrap_or_default().to_owned();
         OciArchive { digest: text(&top), id: text(&config), files }
+    }
+
+    /// The same image in an index, with a statement about it, as BuildKit exports one with provenance.
+    pub fn with_attestation(mut self) -> OciArchive {
+        let mut add = |media_type: &str, bytes: Vec<u8>| {
+            let entry = json!({"mediaType": media_type, "digest": digest(&bytes), "size": bytes.len()});
+            self.files.insert(0, (blob_path(&digest(&bytes)), bytes));
+            entry
+        };
+        let statement = add("application/vnd.in-toto+json", br#"{"_type":"statement"}"#.to_vec());
+        let config = add(CONFIG, br#"{"architecture":"unknown","os":"unknown"}"#.to_vec());
+        let about =
+            json!({"schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": [statement]});
+        let mut about = add(MANIFEST, about.to_string().into_bytes());
+        about["annotations"] = json!({"vnd.docker.reference.type": "attestation-manifest",
+            "vnd.docker.reference.digest": self.digest});
+        about["platform"] = json!({"architecture": "unknown", "os": "unknown"});
+        let path = blob_path(&self.digest);
+        let size = self.files.iter().find(|(name, _)| *name == path).map_or(0, |(_, bytes)| bytes.len());
+        let image = json!({"mediaType": MANIFEST, "digest": self.digest, "size": size,
+            "platform": {"architecture": "amd64", "os": "linux"}});
+        let index = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": [image, about]}).to_string();
+        self.digest = digest(index.as_bytes());
+        let top = json!({"mediaType": INDEX, "digest": self.digest, "size": index.len()});
+        self.files.insert(0, (blob_path(&self.digest), index.into_bytes()));
+        let list = json!({"schemaVersion": 2, "manifests": [top]}).to_string();
+        *self.file("index.json") = list.into_bytes();
+        self
     }
 
     /// The content of a file.

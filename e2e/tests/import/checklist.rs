@@ -11,6 +11,8 @@ cases!(
     a_name_without_a_tag_gets_the_short_digest_and_bad_names_are_refused,
     content_outlives_the_import_and_no_lease_of_it_stays,
     names_are_taken_within_a_namespace_only,
+    an_image_with_attestations_is_taken_whole,
+    several_builds_may_make_one_image_at_once_and_a_build_a_new_one,
 );
 
 const NAME: &str = "docker.io/library/app:1";
@@ -132,5 +134,54 @@ fn names_are_taken_within_a_namespace_only(bench: &Bench) -> Result<()> {
     ensure!(error.contains("image name docker.io/library/pulled:1"), "{error}");
     bench.import(&one, &["--replace", "pulled:1"])?;
     bench.expect("pulled:1", &one.id)?;
+    Ok(())
+}
+
+fn an_image_with_attestations_is_taken_whole(bench: &Bench) -> Result<()> {
+    let image = app("one")?.with_attestation();
+    bench.import(&image, &["app:1"])?;
+    bench.expect(&format!("app@{}", image.digest), &image.id)?;
+    bench.lab.ctr(&["leases", "create", "--id", "collect"])?;
+    bench.lab.ctr(&["leases", "delete", "--sync", "collect"])?;
+    let content = bench.lab.ctr(&["content", "ls", "-q"])?;
+    ensure!(content.lines().count() == 8, "index, two manifests, two configs, three layers: {content}");
+    ensure!(bench.image(&["ensure"])? == "lab/app complete\n");
+    Ok(())
+}
+
+fn several_builds_may_make_one_image_at_once_and_a_build_a_new_one(bench: &Bench) -> Result<()> {
+    let image = app("one")?;
+    let path = bench.lab.root().join("build.tar");
+    image.write(&path)?;
+    std::thread::scope(|scope| {
+        let imports: Vec<_> = (0..4)
+            .map(|number| {
+                let (build, name) = (format!("lab/b{number}"), format!("app:{number}"));
+                let (path, digest) = (path.to_string_lossy(), &image.digest);
+                scope.spawn(move || {
+                    let args = ["import", "--build", &build, "--digest", digest, "-i", &path, &name];
+                    bench.image(&args)
+                })
+            })
+            .collect();
+        imports.into_iter().try_for_each(|import| import.join().expect("a thread died").map(drop))
+    })?;
+    for number in 0..4 {
+        bench.expect(&format!("app:{number}"), &image.id)?;
+    }
+    // Of what a build made before nothing stays, and others keep theirs.
+    let next = app("two")?;
+    next.write(&path)?;
+    let path = path.to_string_lossy();
+    bench.image(&["import", "--build", "lab/b3", "--digest", &next.digest, "-i", &path, "new:1"])?;
+    bench.expect("new:1", &next.id)?;
+    let names = bench.lab.ctr(&["images", "ls", "-q"])?;
+    ensure!(!names.lines().any(|name| name == "docker.io/library/app:3"), "{names}");
+    bench.expect("app:2", &image.id)?;
+    for number in 0..4 {
+        bench.image(&["rm", &format!("lab/b{number}")])?;
+    }
+    let left = bench.holdings()?;
+    ensure!(left.images.is_empty() && left.leases.is_empty(), "{left:?}");
     Ok(())
 }

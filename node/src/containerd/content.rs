@@ -80,7 +80,8 @@ impl Scope {
         match tokio::time::timeout(PATIENCE, start).await.map_err(|_| silent(digest))? {
             Ok((from, status)) => {
                 let offset = status.map_or(0, |status| status.offset);
-                Ok(Some(Writer { to, from, base: first, offset, digest: *digest }))
+                let (scope, digest) = (self.clone(), *digest);
+                Ok(Some(Writer { scope, to, from, base: first, offset, digest }))
             }
             Err(status) if status.code() == Code::AlreadyExists => Ok(None),
             Err(status) => Err(failed(&format!("write blob {digest}"), &status)),
@@ -97,6 +98,7 @@ impl Scope {
 
 /// One blob on its way into the store. Dropped before [`Writer::commit`], what was written waits under its name.
 pub struct Writer {
+    scope: Scope,
     to: mpsc::Sender<api::WriteContentRequest>,
     from: Streaming<api::WriteContentResponse>,
     base: api::WriteContentRequest,
@@ -115,25 +117,35 @@ impl Writer {
         let offset = self.offset;
         self.offset += data.len() as i64;
         let action = api::WriteAction::Write.into();
-        let write = api::WriteContentRequest { action, offset, data, ..self.base.clone() };
-        self.call(write).await
+        // Without the digest: with it containerd would end the call as soon as somebody else has written the blob.
+        let write =
+            api::WriteContentRequest { action, offset, data, expected: String::new(), ..self.base.clone() };
+        self.call(write).await.map(drop)
     }
 
     /// Publishes the blob: containerd compares size and digest.
     pub async fn commit(mut self) -> Result<()> {
         let action = api::WriteAction::Commit.into();
         let commit = api::WriteContentRequest { action, offset: self.offset, ..self.base.clone() };
-        self.call(commit).await
+        if self.call(commit).await? {
+            return Ok(());
+        }
+        // Somebody else wrote the same blob meanwhile. Asking for it once more puts it under our lease too.
+        let Self { scope, base, digest, .. } = self;
+        match scope.writer(&base.r#ref, &digest, base.total.cast_unsigned()).await? {
+            None => Ok(()),
+            Some(_) => Err(Error::Containerd(format!("blob {digest}: removed while it was written"))),
+        }
     }
 
-    async fn call(&mut self, request: api::WriteContentRequest) -> Result<()> {
+    /// One message and its answer; `false` when the blob is there already.
+    async fn call(&mut self, request: api::WriteContentRequest) -> Result<bool> {
         let _ = self.to.send(request).await;
         let reply = tokio::time::timeout(PATIENCE, self.from.message()).await;
         match reply.map_err(|_| silent(&self.digest))? {
-            Ok(Some(_)) => Ok(()),
+            Ok(Some(_)) => Ok(true),
             Ok(None) => Err(Error::Containerd(format!("blob {}: writing ended early", self.digest))),
-            // Somebody else wrote the same blob meanwhile.
-            Err(status) if status.code() == Code::AlreadyExists => Ok(()),
+            Err(status) if status.code() == Code::AlreadyExists => Ok(false),
             Err(status) => Err(failed(&format!("write blob {}", self.digest), &status)),
         }
     }
