@@ -24,8 +24,10 @@ use super::tls::Tls;
 use crate::containerd::Containerd;
 use crate::error::{Error, Result};
 
-/// Connections at a time; further ones wait. Each holds a few pieces of 1 MiB.
+/// Connections of nodes served at a time; further ones wait. Each holds a few pieces of 1 MiB.
 const PARALLEL: usize = 8;
+/// Connections at a time, those included that have not shown a certificate.
+const OPEN: usize = 128;
 /// How long a handshake, and the head of a request, may take.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// How long a connection may take altogether; who has not got everything asks for the rest.
@@ -44,34 +46,40 @@ pub async fn serve(address: SocketAddr, tls: Tls, containerd: Containerd) -> Res
         .map_err(|error| Error::Invalid(format!("cannot listen on {address}: {error}")))?;
     tracing::info!(%address, "images of builds for other nodes");
     let shared = Arc::new(Shared::new(containerd));
-    let places = Arc::new(Semaphore::new(PARALLEL));
+    let (doors, places) = (Arc::new(Semaphore::new(OPEN)), Arc::new(Semaphore::new(PARALLEL)));
     let mut connections = tokio::task::JoinSet::new();
     loop {
         while connections.try_join_next().is_some() {}
-        let place = places.clone().acquire_owned().await.map_err(|_| Error::Died)?;
+        let door = doors.clone().acquire_owned().await.map_err(|_| Error::Died)?;
         let Ok((stream, peer)) = listener.accept().await else {
             tokio::time::sleep(PAUSE).await;
             continue;
         };
-        let (tls, shared) = (tls.clone(), shared.clone());
+        let (tls, shared, places) = (tls.clone(), shared.clone(), places.clone());
         connections.spawn(async move {
-            match tokio::time::timeout(CONNECTION, connection(stream, &tls, shared)).await {
+            match tokio::time::timeout(CONNECTION, connection(stream, &tls, shared, &places)).await {
                 Ok(Ok(())) => {}
                 Ok(Err(why)) => tracing::debug!(%peer, why, "connection of another node ended"),
                 Err(_) => tracing::debug!(%peer, "connection of another node took too long"),
             }
-            drop(place);
+            drop(door);
         });
     }
 }
 
-async fn connection(stream: TcpStream, tls: &Tls, shared: Arc<Shared>) -> Result<(), String> {
+async fn connection(
+    stream: TcpStream,
+    tls: &Tls,
+    shared: Arc<Shared>,
+    places: &Semaphore,
+) -> Result<(), String> {
     let config = tls.server().map_err(|error| error.to_string())?;
     let handshake = TlsAcceptor::from(config).accept(stream);
     let stream = tokio::time::timeout(HANDSHAKE, handshake)
         .await
         .map_err(|_| "no handshake".to_owned())?
         .map_err(|error| error.to_string())?;
+    let _place = places.acquire().await.map_err(|error| error.to_string())?;
     let service = service_fn(move |request| {
         let shared = shared.clone();
         async move { Ok::<_, Infallible>(answer(&request, &shared).await) }
