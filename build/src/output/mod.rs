@@ -4,6 +4,7 @@
 mod error;
 mod service;
 mod staging;
+mod stale;
 mod stream;
 mod target;
 mod tree;

@@ -10,7 +10,7 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Timespec, Timest
 use rustix::io::Errno;
 use tempfile::TempDir;
 
-use super::OutputError;
+use super::{OutputError, stale};
 use crate::context::MAX_DEPTH;
 
 const BENEATH: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_MAGICLINKS);
@@ -64,10 +64,12 @@ impl Staging {
             target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
         fs::create_dir_all(parent).map_err(failed)?;
         // Mode 0700: nobody else gets in while it is made.
-        let folder = tempfile::Builder::new().prefix(".cloister-").tempdir_in(parent).map_err(failed)?;
+        stale::sweep(parent);
+        let folder = tempfile::Builder::new().prefix(stale::PREFIX).tempdir_in(parent).map_err(failed)?;
         let open = || {
             let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
             let root = rustix::fs::open(folder.path(), flags, Mode::empty())?;
+            stale::hold(&root)?;
             io::Result::Ok((root.try_clone()?, root))
         };
         let (top, root) = open().map_err(failed)?;

@@ -8,8 +8,8 @@ use tempfile::NamedTempFile;
 use tokio::io::AsyncWrite;
 use tokio::sync::oneshot;
 
-use super::OutputError;
 use super::staging::Staging;
+use super::{OutputError, stale};
 
 /// What a build may send as a tree.
 #[derive(Clone, Copy, Debug)]
@@ -60,12 +60,15 @@ impl Output {
     pub fn file(path: impl AsRef<Path>, max_bytes: u64) -> Result<(Self, Receipt), OutputError> {
         let path = path.as_ref();
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let failed = |error| OutputError::Write(path.display().to_string(), error);
+        stale::sweep(folder);
         let file = tempfile::Builder::new()
-            .prefix(".cloister-")
+            .prefix(stale::PREFIX)
             // As the user's umask has it.
             .permissions(Permissions::from_mode(0o666))
             .tempfile_in(folder)
-            .map_err(|error| OutputError::Write(path.display().to_string(), error))?;
+            .map_err(failed)?;
+        stale::hold(file.as_file()).map_err(failed)?;
         Ok(Self::new(Target::File { file, path: path.to_owned(), max_bytes }))
     }
 
