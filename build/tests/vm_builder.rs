@@ -118,7 +118,7 @@ async fn memory_that_runs_out_is_told_with_the_peak() {
     let lab = Lab::new();
     let memory = 192 * MIB;
     let builder = Builder::start(lab.settings(memory, lab.scratch()), lab.image()).await.unwrap();
-    assert_ne!(exec(&builder, "hog", "tail -c 400m /dev/zero >/dev/null").await, 0);
+    assert_ne!(exec(&builder, "hog", "head -c 1g /dev/zero | tail >/dev/null").await, 0);
     let told = builder.out_of_memory().await.unwrap();
     assert!(told.limit == memory && told.peak > memory / 2 && told.peak <= memory, "{told:?}");
     builder.stop().await;

@@ -39,7 +39,7 @@ impl Site {
         let made = Command::new(script).stderr(Stdio::null()).output().unwrap();
         let builder = String::from_utf8(made.stdout).unwrap();
         let mut command = self.lab.cloister();
-        command.args(["build", "--progress", "plain", "-m", "512m", "--cache-size", "2g", "--builder"]);
+        command.args(["build", "--progress", "plain", "-m", "384m", "--cache-size", "400m", "--builder"]);
         command.arg(builder.trim()).args(options).arg(context);
         command
     }
@@ -135,7 +135,7 @@ fn a_failing_step_is_told_with_its_code_and_last_words_and_leaves_nothing() {
 #[test]
 fn a_step_that_wants_a_network_fails_at_once_and_is_told_why() {
     let site = Site::new();
-    let dockerfile = "FROM base\nRUN busybox wget -T 20 -O- http://198.51.100.1/\n";
+    let dockerfile = "FROM base\nRUN ping -c 1 -W 20 198.51.100.1\n";
     let context = site.context("net", &[("Dockerfile", dockerfile)]);
     let begun = Instant::now();
     let failed = site.build(&context, &["-t", "net"]);
@@ -143,6 +143,15 @@ fn a_step_that_wants_a_network_fails_at_once_and_is_told_why() {
     assert_eq!(failed.status.code(), Some(1), "{said}");
     assert!(said.contains("NoNetwork: steps of a build have no network"), "{said}");
     assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn a_full_disk_has_a_name() {
+    let site = Site::new();
+    let full = site.context("full", &[("Dockerfile", "FROM base\nRUN dd if=/dev/zero of=/big bs=1M\n")]);
+    let failed = site.build(&full, &["-t", "full", "--cache-key", "full"]);
+    let said = text(&failed);
+    assert!(!failed.status.success() && said.contains("DiskFull: the build's disk of "), "{said}");
 }
 
 #[test]
