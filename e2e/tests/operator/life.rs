@@ -54,7 +54,8 @@ async fn the_pod_is_as_specified_and_the_image_ready(site: &Site, node: &Kubelet
         spec.containers[0].volume_mounts.iter().flatten().map(|m| m.mount_path.clone()).collect();
     assert_eq!(mounts, ["/run/cloister/host/spec", "/run/cloister/host/secrets/s"]);
     // The node has its result, and the pod ends.
-    let status = json!({"attempts": [{"number": 1, "digest": kubelet::digest()}],
+    let steps = json!({"total": 3, "completed": 3, "cached": 0, "cachedPercent": 0});
+    let status = json!({"attempts": [{"number": 1, "steps": steps, "digest": kubelet::digest()}],
         "nodes": [{"name": "n1", "state": "Ready", "digest": kubelet::digest()}]});
     kubelet::write(&site.client, "default", "app", status).await.unwrap();
     let ended = kube::api::Patch::Merge(json!({"status": {"phase": "Succeeded"}}));
