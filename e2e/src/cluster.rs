@@ -36,9 +36,14 @@ const API: Duration = Duration::from_secs(90);
 const DAEMON: Duration = Duration::from_secs(30);
 /// The cluster's services; nothing leads there, but an API server wants to know.
 const SERVICES: &str = "10.96.0.0/16";
-/// What pods in microVMs ask for.
-const RUNTIME_CLASS: &str =
-    "apiVersion: node.k8s.io/v1\nkind: RuntimeClass\nmetadata: {name: cloister}\nhandler: cloister\n";
+/// What pods in microVMs ask for. Without the overhead the kubelet would limit a pod's cgroup, where the virtual machine
+/// monitor is, to what its containers may use.
+const RUNTIME_CLASS: &str = "apiVersion: node.k8s.io/v1
+kind: RuntimeClass
+metadata: {name: cloister}
+handler: cloister
+overhead: {podFixed: {memory: 192Mi}}
+";
 
 /// A running cluster; dropping it ends and removes everything but its nodes, which own themselves.
 pub struct Cluster {

@@ -19,9 +19,9 @@ type Case = fn(&Cluster, &Node) -> Result<()>;
 #[test]
 fn kubelets_lead_pods_through_their_lives() {
     const CASES: [(&str, Case); 5] = [
+        ("memory", a_container_over_its_limit_is_said_to_be_out_of_memory),
         ("to_its_end", a_pod_ends_with_its_code_and_its_log_stays),
         ("again", a_container_that_fails_its_probe_starts_again),
-        ("memory", a_container_over_its_limit_is_said_to_be_out_of_memory),
         ("settings", settings_and_secrets_arrive_and_change),
         ("kubelet", pods_outlive_a_kubelet),
     ];
