@@ -18,11 +18,14 @@ pub(super) struct Writer {
     offset: u64,
     total: u64,
     expected: Option<Digest>,
+    published: bool,
 }
 
 impl Drop for Writer {
     fn drop(&mut self) {
-        self.layout.give(self.offset);
+        if !self.published {
+            self.layout.give(self.offset);
+        }
     }
 }
 
@@ -30,7 +33,15 @@ impl Writer {
     /// Begins a blob.
     pub(super) fn new(layout: Layout) -> Result<Self, Status> {
         let file = NamedTempFile::new_in(layout.ingest()).map_err(|error| failed(&error))?;
-        Ok(Self { layout, file, hasher: Sha256::new(), offset: 0, total: 0, expected: None })
+        Ok(Self {
+            layout,
+            file,
+            hasher: Sha256::new(),
+            offset: 0,
+            total: 0,
+            expected: None,
+            published: false,
+        })
     }
 
     /// Does what a message asks for and gives the answer, and whether the blob is complete.
@@ -113,11 +124,11 @@ impl Writer {
         let path = self.layout.path(&digest);
         // The name stays when the temporary one goes.
         match std::fs::hard_link(self.file.path(), &path) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(failed(&error)),
-            _ => {}
+            Ok(()) => self.published = true,
+            // Written by another call meanwhile: this one's bytes go.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(failed(&error)),
         }
-        // What is published keeps the room it took.
-        self.layout.take(self.offset);
         Ok(digest)
     }
 }

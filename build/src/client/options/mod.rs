@@ -2,15 +2,21 @@
 //!
 //! Sources: `frontend/dockerui` and `exporter/containerimage/exptypes` in BuildKit's source, and its README.
 
-use std::collections::{BTreeMap, HashMap};
+mod cache;
+mod output;
+
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use bollard_buildkit_proto::moby::buildkit::v1::{CacheOptions, CacheOptionsEntry, Exporter, SolveRequest};
+use bollard_buildkit_proto::moby::buildkit::v1::{CacheOptions, SolveRequest};
 use cloister_image::{Digest, Reference};
 use serde_json::json;
 
 use super::error::{Error, Result};
+
+pub use self::cache::Cache;
+pub use self::output::Output;
 
 type Attributes = BTreeMap<String, String>;
 
@@ -106,118 +112,6 @@ pub enum Attestation {
     },
 }
 
-/// An exporter. Streams and trees arrive in the order of a session's outputs.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Output {
-    kind: &'static str,
-    attributes: Attributes,
-}
-
-impl Output {
-    fn new(kind: &'static str) -> Self {
-        Self { kind, attributes: Attributes::new() }
-    }
-
-    /// An OCI archive as a stream.
-    pub fn oci() -> Self {
-        Self::new("oci")
-    }
-
-    /// An OCI image, blob by blob, into the store that the session provides by `content("export", …)`. Blobs that are
-    /// there are not sent.
-    pub fn oci_store() -> Self {
-        Self::new("oci").with("tar", "false")
-    }
-
-    /// What `docker load` reads, as a stream.
-    pub fn docker() -> Self {
-        Self::new("docker")
-    }
-
-    /// The root filesystem as a stream in tar's form.
-    pub fn tar() -> Self {
-        Self::new("tar")
-    }
-
-    /// The root filesystem as a tree.
-    pub fn local() -> Self {
-        Self::new("local")
-    }
-
-    /// An image that the builder pushes to its registry.
-    pub fn push() -> Self {
-        Self::new("image").with("push", "true")
-    }
-
-    /// Under this name; several are told apart by commas.
-    #[must_use]
-    pub fn named(self, name: &str) -> Self {
-        self.with("name", name)
-    }
-
-    /// With an annotation on the manifest.
-    #[must_use]
-    pub fn annotation(self, key: &str, value: &str) -> Self {
-        self.with(&format!("annotation.{key}"), value)
-    }
-
-    /// With the files' times cut to the source date as well.
-    #[must_use]
-    pub fn rewrite_timestamps(self) -> Self {
-        self.with("rewrite-timestamp", "true")
-    }
-
-    /// With any other of the exporter's attributes.
-    #[must_use]
-    pub fn with(mut self, key: &str, value: &str) -> Self {
-        self.attributes.insert(key.to_owned(), value.to_owned());
-        self
-    }
-}
-
-/// A cache outside of the builder.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Cache {
-    /// A store that the session provides by `content("local:NAME", …)`.
-    Layout {
-        /// `NAME`.
-        name: String,
-        /// The manifest, to read it; see `Layout::find`.
-        manifest: Option<Digest>,
-    },
-    /// In a registry under a reference.
-    Registry(String),
-}
-
-impl Cache {
-    fn entry(&self, write: bool) -> Result<CacheOptionsEntry> {
-        let mut attrs = HashMap::new();
-        let mut set = |key: &str, value: String| attrs.insert(key.to_owned(), value);
-        let kind = match self {
-            Self::Layout { name, manifest } => {
-                set(if write { "dest" } else { "src" }, name.clone());
-                match manifest {
-                    Some(manifest) if !write => drop(set("digest", manifest.to_string())),
-                    None if !write => {
-                        return Err(Error::invalid(format!("cache {name}"), "no manifest to read"));
-                    }
-                    _ => {}
-                }
-                "local"
-            }
-            Self::Registry(reference) => {
-                set("ref", reference.clone());
-                "registry"
-            }
-        };
-        if write {
-            // Every step's result, not only those that are in the image.
-            set("mode", "max".to_owned());
-        }
-        Ok(CacheOptionsEntry { r#type: kind.to_owned(), attrs })
-    }
-}
-
 impl Solve {
     /// Has `FROM reference` find the image in the store that the session provides by `content("oci:STORE", …)`.
     pub fn base_image(&mut self, reference: &Reference, store: &str, manifest: Digest) {
@@ -228,14 +122,7 @@ impl Solve {
     }
 
     pub(super) fn request(&self, id: &str, session: &str) -> Result<SolveRequest> {
-        let exporters: Vec<Exporter> = self
-            .outputs
-            .iter()
-            .map(|output| Exporter {
-                r#type: output.kind.to_owned(),
-                attrs: output.attributes.clone().into_iter().collect(),
-            })
-            .collect();
+        let exporters: Vec<_> = self.outputs.iter().map(Output::exporter).collect();
         // Servers before 0.13 know one exporter, in its own fields.
         let first = exporters.first().cloned().unwrap_or_default();
         let entries = |caches: &[Cache], write| {
@@ -371,20 +258,6 @@ mod tests {
         assert_eq!((request.exporters.len(), request.exporters[0].attrs.len()), (1, 2));
         assert_eq!(request.exporter_deprecated, "oci");
         assert!(request.entitlements.is_empty());
-    }
-
-    #[test]
-    fn caches_are_written_whole_and_read_by_digest() {
-        let manifest = Some(Digest::of(b""));
-        let cache = |manifest| vec![Cache::Layout { name: "c".to_owned(), manifest }];
-        let solve = Solve { cache_from: cache(manifest), cache_to: cache(None), ..Default::default() };
-        let request = solve.request("id", "session").unwrap();
-        let cache_options = request.cache.unwrap();
-        assert_eq!(cache_options.exports[0].attrs["mode"], "max");
-        assert_eq!(cache_options.imports[0].attrs["digest"], manifest.unwrap().to_string());
-        assert!(request.frontend_attrs["cache-imports"].contains("\"Type\":\"local\""));
-        let blind = Solve { cache_from: cache(None), ..Default::default() };
-        assert!(blind.request("id", "session").is_err());
     }
 
     #[test]
