@@ -140,6 +140,21 @@ async fn a_builder_that_does_not_read_stops_the_reading_of_the_host() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn thousands_of_files_are_asked_for_at_once() {
+    let files = (0..5000).map(|number| (format!("{number:05}"), b"x".to_vec()));
+    let channel = serve(Context::inline(files).unwrap()).await;
+    let mut transfer = Transfer::begin(&channel, ALL).await.unwrap();
+    for id in 0..5000 {
+        transfer.request(PacketType::PacketReq, id).await;
+    }
+    // One packet of bytes and one that ends them for each.
+    for _ in 0..10_000 {
+        transfer.next().await.unwrap();
+    }
+    transfer.finish().await.unwrap();
+}
+
 /// What a builder may say.
 fn said() -> impl Strategy<Value = Packet> {
     let request = (0..6_u32).prop_map(|id| packet(PacketType::PacketReq, id));

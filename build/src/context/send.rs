@@ -22,8 +22,6 @@ use super::{ContextError, mode};
 
 /// Bytes of a file in one packet, as the model has it.
 const CHUNK: usize = 32 << 10;
-/// Files that are asked for and wait for their turn; then nothing more is read from the other side.
-pub(super) const QUEUE: usize = 128;
 /// Nothing moved in either direction for so long: the builder is stuck.
 const STALL: Duration = Duration::from_secs(600);
 
@@ -84,7 +82,7 @@ impl Sender {
     }
 
     /// Sends the files of the queue until it is closed. Blocks.
-    pub(crate) fn send(&self, mut queue: mpsc::Receiver<(u32, Announced)>) -> Result<(), Failure> {
+    pub(crate) fn send(&self, mut queue: mpsc::UnboundedReceiver<(u32, Announced)>) -> Result<(), Failure> {
         while let Some((id, file)) = queue.blocking_recv() {
             let read = |error| {
                 let path = file.path.clone();
@@ -127,10 +125,13 @@ impl Sender {
     }
 
     /// Takes requests until the builder has everything. Whatever it asks for must have been announced.
+    ///
+    /// It never waits for the files: BuildKit asks for thousands at once, and the HTTP/2 library takes so many small
+    /// frames that nobody reads for an attack, and ends the connection. The queue only gets what was announced.
     pub(crate) async fn listen(
         &self,
         mut incoming: Streaming<Packet>,
-        queue: mpsc::Sender<(u32, Announced)>,
+        queue: mpsc::UnboundedSender<(u32, Announced)>,
     ) -> Result<(), Failure> {
         loop {
             let before = self.moved.load(Ordering::Relaxed);
@@ -144,7 +145,7 @@ impl Sender {
                 Ok(PacketType::PacketReq) => {
                     let file = self.files.lock().unwrap_or_else(PoisonError::into_inner).remove(&packet.id);
                     let file = file.ok_or(Failure::Unknown(packet.id))?;
-                    queue.send((packet.id, file)).await.map_err(|_| Failure::Gone)?;
+                    queue.send((packet.id, file)).map_err(|_| Failure::Gone)?;
                 }
                 Ok(PacketType::PacketFin) => {
                     self.stop();

@@ -15,7 +15,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::Context;
 use super::request::Asked;
-use super::send::{Failure, QUEUE, Sender};
+use super::send::{Failure, Sender};
 
 /// Contexts on their way at one time; more of them wait.
 const AT_ONCE: usize = 8;
@@ -98,7 +98,7 @@ async fn send(
     asked: Asked,
     incoming: Streaming<Packet>,
 ) -> Result<(), Failure> {
-    let (queue, wanted) = mpsc::channel(QUEUE);
+    let (queue, wanted) = mpsc::unbounded_channel();
     let (walker, files) = (sender.clone(), sender.clone());
     let walk = spawn_blocking(move || walker.walk(asked.filter(&context)?));
     let send = spawn_blocking(move || files.send(wanted));

@@ -62,7 +62,10 @@ where
     S::Future: Send,
 {
     let (here, there) = tokio::io::duplex(64 << 10);
-    let server = Server::builder().http2_max_header_list_size(MAX_METADATA).add_service(service);
+    let server = Server::builder()
+        .initial_connection_window_size(4 << 20)
+        .http2_max_header_list_size(MAX_METADATA)
+        .add_service(service);
     tokio::spawn(server.serve_with_incoming(once(Ok::<_, std::io::Error>(there)).chain(pending())));
     let mut here = Some(TokioIo::new(here));
     Endpoint::from_static("http://session")
