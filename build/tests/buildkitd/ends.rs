@@ -11,9 +11,9 @@ use tokio_util::sync::CancellationToken;
 use crate::BUSYBOX;
 use crate::lab::Lab;
 
-/// A command line that nothing else on this machine has.
-fn sleep() -> String {
-    format!("busybox sleep 54{}", std::process::id())
+/// A command line that nothing else on this machine has, no other test of this process either.
+fn sleep(test: u8) -> String {
+    format!("busybox sleep 54{test}{}", std::process::id())
 }
 
 /// Waits until a step has begun to sleep.
@@ -55,7 +55,7 @@ async fn a_failing_step_is_told_with_its_exit_code_last_lines_and_place() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_canceled_build_is_gone_within_two_seconds() {
     let lab = Lab::start();
-    let sleep = sleep();
+    let sleep = sleep(1);
     let session = lab.session(&format!("{BUSYBOX}RUN exec {sleep}\n"), &[]);
     let buildkit = lab.connect().await;
     let cancel = CancellationToken::new();
@@ -75,7 +75,7 @@ async fn a_canceled_build_is_gone_within_two_seconds() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_build_over_its_time_is_gone_too() {
     let lab = Lab::start();
-    let sleep = sleep();
+    let sleep = sleep(2);
     let session = lab.session(&format!("{BUSYBOX}RUN exec {sleep}\n"), &[]);
     let buildkit = lab.connect().await;
     let solve = Solve { deadline: Some(Duration::from_secs(8)), ..Default::default() };
@@ -87,7 +87,7 @@ async fn a_build_over_its_time_is_gone_too() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lost_connection_ends_the_build_with_a_reason() {
     let lab = Lab::start();
-    let sleep = sleep();
+    let sleep = sleep(3);
     let session = lab.session(&format!("{BUSYBOX}RUN exec {sleep}\n"), &[]);
     let mut far = UnixStream::connect(lab.socket()).await.unwrap();
     let (near, mut end) = tokio::io::duplex(1 << 16);
