@@ -94,8 +94,14 @@ impl Site {
         for (key, value) in spec.as_object().unwrap() {
             build["spec"][key] = value.clone();
         }
-        let params = PatchParams::apply("test").force();
-        self.builds(namespace).patch(name, &params, &Patch::Apply(build)).await.unwrap();
+        // Not by server-side apply: an API server of 1.20 leaves null where a field is no longer applied.
+        let builds = self.builds(namespace);
+        if builds.get_opt(name).await.unwrap().is_some() {
+            builds.patch(name, &PatchParams::default(), &Patch::Merge(build)).await.unwrap();
+        } else {
+            let build = serde_json::from_value(build).unwrap();
+            builds.create(&Default::default(), &build).await.unwrap();
+        }
     }
 
     pub fn builds(&self, namespace: &str) -> Api<ImageBuild> {
