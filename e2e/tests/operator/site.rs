@@ -77,7 +77,7 @@ impl Site {
         let mut command = Command::new(target_dir().join("cloister-operator"));
         command.env("KUBECONFIG", &self.operator).stdin(Stdio::null());
         command.args(["--builder-image", "registry.test/builder:1", "--metrics-address", "127.0.0.1:0"]);
-        command.args(["--identity", name, "--retry-first", "1s", "--result-grace", "2s"]).args(more);
+        command.args(["--identity", name, "--retry-first", "5s", "--result-grace", "2s"]).args(more);
         let log = self.cluster.root().join(format!("{name}.log"));
         let file = std::fs::File::options().create(true).append(true).open(&log).unwrap();
         command.stderr(file);
