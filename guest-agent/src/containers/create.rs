@@ -125,6 +125,7 @@ impl Containers {
         for node in spec::fit(&mut spec, &fit)? {
             node.make(&inside)?;
         }
+        spec::resolve(&mut spec, &inside)?;
         // Until the container has its own mounts of them.
         let _staged = spec::stage(&mut spec, folder)?;
         let mut process = spec.process().clone().unwrap_or_default();

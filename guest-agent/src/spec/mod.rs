@@ -7,6 +7,7 @@
 mod binds;
 mod devices;
 mod namespaces;
+mod places;
 mod process;
 mod restrict;
 
@@ -17,6 +18,7 @@ use libcontainer::oci_spec::runtime::{LinuxNamespaceType, Process, RootBuilder, 
 
 pub use binds::{clone, split, stage};
 pub use namespaces::{Pids, has_own_pids, namespaces};
+pub use places::resolve;
 pub use process::fit_process;
 
 use crate::cgroup::Cgroup;
