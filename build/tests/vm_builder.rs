@@ -118,7 +118,8 @@ async fn memory_that_runs_out_is_told_with_the_peak() {
     let memory = 192 * MIB;
     let builder = Builder::start(lab.settings(memory, lab.scratch()), lab.image()).await.unwrap();
     // Each takes its memory at once; together they take more than there is.
-    let hog = "for i in 1 2 3 4 5 6; do tail -c 60m /dev/zero >/dev/null & done; timeout 15 sh -c wait; sleep 5";
+    let hog =
+        "for i in 1 2 3 4 5 6; do tail -c 60m /dev/zero >/dev/null & done; timeout 15 sh -c wait; sleep 5";
     exec(&builder, "hog", hog).await;
     let told = builder.out_of_memory().await.unwrap();
     assert!(told.limit == memory && told.peak > memory / 2 && told.peak <= memory, "{told:?}");

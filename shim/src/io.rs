@@ -4,12 +4,18 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use cloister_sandbox::Io;
 use cloister_sandbox::pump::FdWriter;
 
 use crate::failure::{Failure, Result};
+
+/// How long a FIFO's reader may take to open it.
+const READER: Duration = Duration::from_secs(3);
+/// Time between two looks for it.
+const LOOK: Duration = Duration::from_millis(1);
 
 /// What containerd says about a process's streams; an empty name means none.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -26,7 +32,7 @@ pub struct Names {
 
 /// Opened streams.
 pub struct Streams {
-    /// For the guest's process.
+    /// For the guest's process; without the size of a terminal.
     pub io: Io,
     /// Keeps standard input open until containerd closes it.
     pub stdin: Option<OwnedFd>,
@@ -34,11 +40,11 @@ pub struct Streams {
     pub words: Option<File>,
 }
 
-/// Opens the streams. `size` is the first size of a terminal, in rows and columns.
+/// Opens the streams.
 ///
 /// # Errors
 /// When a name is no FIFO or file, or a scheme this shim does not know.
-pub fn open(names: &Names, size: (u16, u16)) -> Result<Streams> {
+pub async fn open(names: &Names) -> Result<Streams> {
     let (stdin, keeper) = match names.stdin.as_str() {
         "" => (None, None),
         name => {
@@ -58,24 +64,19 @@ pub fn open(names: &Names, size: (u16, u16)) -> Result<Streams> {
             (Some(reader.into()), Some(keeper.into()))
         }
     };
-    let stdout = output(&names.stdout)?;
-    let stderr = if names.terminal { None } else { output(&names.stderr)? };
+    let stdout = output(&names.stdout).await?;
+    let stderr = if names.terminal { None } else { output(&names.stderr).await? };
     let words = match stderr.as_ref().or(stdout.as_ref()) {
         Some(file) => Some(file.try_clone().map_err(Failure::other)?),
         None => None,
     };
     let sink = |file: File| -> Box<dyn Write + Send> { Box::new(FdWriter::new(file.into())) };
-    let io = Io {
-        stdin,
-        stdout: stdout.map(sink),
-        stderr: stderr.map(sink),
-        terminal: names.terminal.then_some(size),
-    };
+    let io = Io { stdin, stdout: stdout.map(sink), stderr: stderr.map(sink), terminal: None };
     Ok(Streams { io, stdin: keeper, words })
 }
 
 /// A FIFO is opened both ways: its reader may be away while containerd restarts, and must not miss anything.
-fn output(name: &str) -> Result<Option<File>> {
+async fn output(name: &str) -> Result<Option<File>> {
     if name.is_empty() {
         return Ok(None);
     }
@@ -83,9 +84,26 @@ fn output(name: &str) -> Result<Option<File>> {
     let file = if name.starts_with("file://") {
         OpenOptions::new().append(true).create(true).open(&path)
     } else {
+        let _writer = when_read(&path).await;
         OpenOptions::new().read(true).write(true).open(&path)
     };
     file.map(Some).map_err(|error| Failure::Other(format!("cannot open {}: {error}", path.display())))
+}
+
+/// Opens a FIFO once it has a reader. One that opens it after a short process has come and gone would wait for ever for
+/// somebody to write.
+async fn when_read(path: &Path) -> Option<File> {
+    let begun = Instant::now();
+    loop {
+        match OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(path) {
+            Ok(writer) => return Some(writer),
+            Err(error) if error.raw_os_error() == Some(libc::ENXIO) && begun.elapsed() < READER => {
+                tokio::time::sleep(LOOK).await;
+            }
+            // Nobody reads, or what is wrong shows when it is opened to stay.
+            Err(_) => return None,
+        }
+    }
 }
 
 fn path(name: &str) -> Result<PathBuf> {
@@ -124,11 +142,11 @@ mod tests {
         path.to_str().unwrap().to_owned()
     }
 
-    #[test]
-    fn output_opens_without_a_reader_and_ends_with_its_last_holder() {
+    #[tokio::test]
+    async fn output_opens_without_a_reader_and_ends_with_its_last_holder() {
         let folder = tempfile::tempdir().unwrap();
         let names = Names { stdout: fifo(folder.path(), "out"), ..Names::default() };
-        let mut streams = open(&names, (0, 0)).unwrap();
+        let mut streams = open(&names).await.unwrap();
         streams.io.stdout.as_mut().unwrap().write_all(b"hello ").unwrap();
         let mut reader = File::open(&names.stdout).unwrap();
         say(streams.words.as_ref().unwrap(), "gone");
@@ -138,10 +156,25 @@ mod tests {
         assert_eq!(text, "hello cloister: gone\n");
     }
 
-    #[test]
-    fn unknown_schemes_are_refused_by_name() {
+    #[tokio::test]
+    async fn a_reader_that_comes_late_sees_what_a_short_process_wrote() {
+        let folder = tempfile::tempdir().unwrap();
+        let names = Names { stdout: fifo(folder.path(), "out"), ..Names::default() };
+        let path = names.stdout.clone();
+        let reader = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(200));
+            std::fs::read_to_string(path).unwrap()
+        });
+        let mut streams = open(&names).await.unwrap();
+        streams.io.stdout.as_mut().unwrap().write_all(b"short").unwrap();
+        drop(streams);
+        assert_eq!(reader.join().unwrap(), "short");
+    }
+
+    #[tokio::test]
+    async fn unknown_schemes_are_refused_by_name() {
         let names = Names { stdout: "binary:///bin/log".to_owned(), ..Names::default() };
-        let error = open(&names, (0, 0)).err().unwrap();
+        let error = open(&names).await.err().unwrap();
         assert!(matches!(&error, Failure::Unimplemented(text) if text.contains("binary")), "{error}");
     }
 }

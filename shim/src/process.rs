@@ -89,10 +89,11 @@ impl Process {
     }
 
     /// Opens its streams; what the shim keeps of them is kept.
-    pub fn open(&self) -> Result<cloister_sandbox::Io> {
+    pub async fn open(&self) -> Result<cloister_sandbox::Io> {
+        let mut streams = io::open(&self.names).await?;
         let mut held = self.held();
-        let streams = io::open(&self.names, held.size)?;
         (held.stdin, held.words) = (streams.stdin, streams.words);
+        streams.io.terminal = self.names.terminal.then_some(held.size);
         Ok(streams.io)
     }
 

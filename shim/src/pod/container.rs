@@ -263,7 +263,7 @@ impl Pod {
             pid_container,
             block_devices,
         };
-        let io = container.init.open()?;
+        let io = container.init.open().await?;
         let process = machine.sandbox.create(guest, io).await?;
         *container.layers.lock().unwrap_or_else(PoisonError::into_inner) = layers;
         let follow = Arc::clone(self).follow(machine, Arc::clone(&container.init), process);

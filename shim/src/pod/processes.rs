@@ -51,7 +51,7 @@ impl Pod {
                 return Err(Failure::Precondition(format!("container {id} does not run")));
             }
             let machine = self.present()?;
-            let io = process.open()?;
+            let io = process.open().await?;
             let agent = machine.sandbox.agent();
             let spec = process.spec.clone();
             let started = cloister_sandbox::Process::exec(agent, id, &process.guest, spec, "", io);
