@@ -176,11 +176,11 @@ impl Containerd {
         command.stdin(Stdio::null());
         let child = self.spawn_logged(&mut command, "node.log")?;
         *lock(&self.node) = Some(child);
-        let socket = node::socket(self.root());
-        wait_for("cloister-node", DAEMON, || {
-            Ok(std::os::unix::net::UnixStream::connect(&socket).ok().map(drop))
-        })
-        .with_context(|| self.log_tail("node.log", 20))
+        // Its metrics come last: whoever connects to the first socket may have to wait for an answer.
+        let sockets = [node::socket(self.root()), node::metrics(self.root())];
+        let answers = |socket| std::os::unix::net::UnixStream::connect(socket).is_ok();
+        wait_for("cloister-node", DAEMON, || Ok(sockets.iter().all(answers).then_some(())))
+            .with_context(|| self.log_tail("node.log", 20))
     }
 
     /// Starts `cloister-node` on a socket that somebody else holds, as systemd does.
