@@ -1,4 +1,5 @@
 //! The client against a real buildkitd. Needs root, as buildkitd does.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests are tests")]
 
 mod builds;
 mod ends;

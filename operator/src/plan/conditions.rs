@@ -23,7 +23,7 @@ pub enum State {
         of: usize,
     },
     /// An attempt failed; the next one comes at this time.
-    RetryAt(Timestamp, Attempt),
+    RetryAt(Timestamp, Box<Attempt>),
     /// An attempt runs.
     Running {
         /// What it does.

@@ -74,7 +74,7 @@ impl Draft<'_> {
                 Some(state) => state,
                 None if due.at > self.now => {
                     self.again(due.at);
-                    State::RetryAt(due.at, last.unwrap_or_default())
+                    State::RetryAt(due.at, Box::new(last.unwrap_or_default()))
                 }
                 None => self.start(&due, generation),
             },
