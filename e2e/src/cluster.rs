@@ -1,6 +1,6 @@
 //! A small real Kubernetes: etcd and an API server in a [`Cell`] of their own, its controllers on demand, and nodes.
 //!
-//! The API server has one port number on two loopback interfaces: it listens inside the cell, and a [`Relay`] carries
+//! The API server has one port number on two loopback interfaces: it listens inside the cell, and a relay carries
 //! what arrives outside. So one kubeconfig serves a client in the test as well as a program that runs in the cell.
 
 mod daemon;
