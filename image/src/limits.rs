@@ -1,5 +1,7 @@
 //! What an image may cost.
 
+use crate::error::{Error, Result};
+
 /// Bounds on what an image may cost. The defaults let all images we know of pass.
 #[derive(Debug, Clone)]
 pub struct Limits {
@@ -33,5 +35,16 @@ impl Default for Limits {
             archive_entries: 100_000,
             layer: cloister_layer::Limits::default(),
         }
+    }
+}
+
+impl Limits {
+    /// Bounds the entries of an index, or of what lists images as one does.
+    pub(crate) fn index(&self, subject: impl std::fmt::Display, entries: usize) -> Result<()> {
+        if entries <= self.index_entries {
+            return Ok(());
+        }
+        let (got, limit) = (entries as u64, self.index_entries as u64);
+        Err(Error::Limit { subject: subject.to_string(), got, limit, unit: "entries" })
     }
 }

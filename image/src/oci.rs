@@ -180,14 +180,7 @@ impl Search<'_> {
     /// Picks from an index: the best entry of a fitting platform first, then entries that do not say theirs.
     fn choose(&mut self, index: &ImageIndex, blob: &BlobRef, depth: usize) -> Result<Option<Resolved>> {
         let entries = index.manifests();
-        if entries.len() > self.limits.index_entries {
-            return Err(Error::Limit {
-                subject: format!("index {}", blob.digest),
-                got: entries.len() as u64,
-                limit: self.limits.index_entries as u64,
-                unit: "entries",
-            });
-        }
+        self.limits.index(format_args!("index {}", blob.digest), entries.len())?;
         let mut fitting = Vec::new();
         let mut unsaid = Vec::new();
         for entry in entries {

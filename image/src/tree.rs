@@ -131,14 +131,7 @@ impl Tree {
 
     fn index(&mut self, blob: BlobRef, index: &ImageIndex, depth: usize, attached: bool) -> Result<Node> {
         let entries = index.manifests();
-        if entries.len() > self.limits.index_entries {
-            return Err(Error::Limit {
-                subject: format!("index {}", blob.digest),
-                got: entries.len() as u64,
-                limit: self.limits.index_entries as u64,
-                unit: "entries",
-            });
-        }
+        self.limits.index(format_args!("index {}", blob.digest), entries.len())?;
         if depth == MAX_DEPTH {
             return Err(Error::invalid(
                 format!("index {}", blob.digest),

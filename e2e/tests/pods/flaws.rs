@@ -1,13 +1,14 @@
 //! Classes of flaws found in other runtimes, tried on ours.
 
 use std::fs;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use anyhow::Result;
 use cloister_e2e::Rig;
 use cloister_e2e::cri::api;
 use cloister_e2e::cri::spec::{self, ContainerConfigExt};
 use cloister_e2e::pod_images::{LINKS, NO_LAYERS};
+
+use crate::volumes::{once_with_device, with_device};
 
 cases!([LINKS]
     a_disk_that_looks_like_another_format_stays_raw,
@@ -28,36 +29,18 @@ mod of_microvms {
 pub fn a_disk_that_looks_like_another_format_stays_raw(rig: &Rig) -> Result<()> {
     let file = rig.lab.root().join("disk.img");
     fs::write(&file, vec![0; 4 << 20])?;
-    let device =
-        rig.lab.cell.run("losetup", &["--find", "--show", &file.to_string_lossy()])?.trim().to_owned();
-    let once = |script: &str| -> Result<(i32, String)> {
-        let pod = rig.pod()?;
-        let mut config = pod.shell(script);
-        config.devices.push(api::Device {
-            container_path: "/dev/raw".to_owned(),
-            host_path: device.clone(),
-            permissions: "rwm".to_owned(),
-        });
-        let outcome = pod.once_in(config)?;
-        pod.remove()?;
-        Ok(outcome)
-    };
     // The head of a qcow2 image of 1 GiB whose backing file is the host's /etc/passwd.
     let head = r"QFI\373\0\0\0\3\0\0\0\0\0\0\0\160\0\0\0\013\0\0\0\020\0\0\0\0\100\0\0\0";
-    let check = || -> Result<()> {
-        let write = format!(
-            "printf '{head}' | dd of=/dev/raw conv=fsync 2>/dev/null; printf /etc/passwd | dd of=/dev/raw seek=112 bs=1 conv=fsync 2>/dev/null; sync"
-        );
-        assert_eq!(once(&write)?, (0, String::new()));
-        let read = once(
-            "blockdev --getsize64 /dev/raw; head -c 3 /dev/raw; dd if=/dev/raw bs=1 skip=112 count=11 2>/dev/null",
-        )?;
-        assert_eq!(read, (0, format!("{}\nQFI/etc/passwd", 4 << 20)));
+    let write = format!(
+        "printf '{head}' | dd of=/dev/raw conv=fsync 2>/dev/null; printf /etc/passwd | dd of=/dev/raw seek=112 bs=1 conv=fsync 2>/dev/null; sync"
+    );
+    let read = "blockdev --getsize64 /dev/raw; head -c 3 /dev/raw; dd if=/dev/raw bs=1 skip=112 count=11 2>/dev/null";
+    with_device(rig, &file, |device| {
+        assert_eq!(once_with_device(rig, device, &write)?, (0, String::new()));
+        let seen = once_with_device(rig, device, read)?;
+        assert_eq!(seen, (0, format!("{}\nQFI/etc/passwd", 4 << 20)));
         Ok(())
-    };
-    let outcome = catch_unwind(AssertUnwindSafe(check));
-    rig.lab.cell.run("losetup", &["--detach", &device])?;
-    outcome.unwrap_or_else(|panic| resume_unwind(panic))
+    })
 }
 
 /// CVE-2026-24834: with `CAP_MKNOD`, which containers have, nodes of every disk can be made, and none opened.

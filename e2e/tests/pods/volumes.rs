@@ -262,27 +262,37 @@ pub fn owners_modes_and_links_survive_in_a_shared_folder(rig: &Rig) -> Result<()
     Ok(())
 }
 
+/// Does something with a block device of the host that is this file.
+pub fn with_device(rig: &Rig, file: &Path, work: impl FnOnce(&str) -> Result<()>) -> Result<()> {
+    let device = rig.lab.cell.run("losetup", &["--find", "--show", &text(file)])?.trim().to_owned();
+    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| work(&device)));
+    rig.lab.cell.run("losetup", &["--detach", &device])?;
+    outcome.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+/// What a script says that has this device as /dev/raw, in a pod of its own.
+pub fn once_with_device(rig: &Rig, device: &str, script: &str) -> Result<(i32, String)> {
+    let pod = rig.pod()?;
+    let mut config = pod.shell(script);
+    config.devices.push(api::Device {
+        container_path: "/dev/raw".to_owned(),
+        host_path: device.to_owned(),
+        permissions: "rwm".to_owned(),
+    });
+    let outcome = pod.once_in(config)?;
+    pod.remove()?;
+    Ok(outcome)
+}
+
 pub fn a_block_device_is_given_raw(rig: &Rig) -> Result<()> {
     let file = rig.lab.root().join("disk.img");
     fs::write(&file, vec![0; 8 << 20])?;
-    let device = rig.lab.cell.run("losetup", &["--find", "--show", &text(&file)])?.trim().to_owned();
-    let check = || -> Result<()> {
-        let pod = rig.pod()?;
-        let script = "blockdev --getsize64 /dev/raw; echo written by the guest | dd of=/dev/raw bs=4096 seek=1 conv=fsync 2>/dev/null; sync; dd if=/dev/raw bs=4096 skip=1 count=1 2>/dev/null | head -n 1";
-        let mut config = pod.shell(script);
-        config.devices.push(api::Device {
-            container_path: "/dev/raw".to_owned(),
-            host_path: device.clone(),
-            permissions: "rwm".to_owned(),
-        });
-        let outcome = pod.once_in(config)?;
-        pod.remove()?;
+    let script = "blockdev --getsize64 /dev/raw; echo written by the guest | dd of=/dev/raw bs=4096 seek=1 conv=fsync 2>/dev/null; sync; dd if=/dev/raw bs=4096 skip=1 count=1 2>/dev/null | head -n 1";
+    with_device(rig, &file, |device| {
+        let outcome = once_with_device(rig, device, script)?;
         assert_eq!(outcome, (0, format!("{}\nwritten by the guest\n", 8 << 20)));
         Ok(())
-    };
-    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(check));
-    rig.lab.cell.run("losetup", &["--detach", &device])?;
-    outcome.map_err(|panic| std::panic::resume_unwind(panic))??;
+    })?;
     assert!(fs::read(&file)?[4096..].starts_with(b"written by the guest\n"));
     Ok(())
 }

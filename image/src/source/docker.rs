@@ -50,14 +50,7 @@ impl<'a> DockerArchive<'a> {
         let list: Vec<DockerImage> =
             serde_json::from_slice(&self.files.read("manifest.json", self.limits.manifest)?)
                 .map_err(|error| Error::invalid(subject(), error.to_string()))?;
-        if list.len() > self.limits.index_entries {
-            return Err(Error::Limit {
-                subject: subject(),
-                got: list.len() as u64,
-                limit: self.limits.index_entries as u64,
-                unit: "images",
-            });
-        }
+        self.limits.index(subject(), list.len())?;
         Ok(list
             .into_iter()
             .map(|image| {

@@ -56,10 +56,7 @@ impl<'a> Layout<'a> {
         let subject = || format!("{}: index.json", self.files.name());
         let index: ImageIndex = serde_json::from_slice(&self.files.read("index.json", self.limits.manifest)?)
             .map_err(|error| Error::invalid(subject(), format!("not an image index: {error}")))?;
-        if index.manifests().len() > self.limits.index_entries {
-            let (got, limit) = (index.manifests().len() as u64, self.limits.index_entries as u64);
-            return Err(Error::Limit { subject: subject(), got, limit, unit: "entries" });
-        }
+        self.limits.index(subject(), index.manifests().len())?;
         let mut images: Vec<Found<LayoutImage>> = Vec::new();
         for entry in index.manifests() {
             let annotations = entry.annotations().clone().unwrap_or_default();

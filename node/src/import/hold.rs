@@ -23,6 +23,11 @@ const LIFETIME: jiff::SignedDuration = jiff::SignedDuration::from_hours(24);
 /// How long to wait for others that change references.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// How a hold's name begins.
+const NAME: &str = "cloister-import-";
+/// How long a file may be there without a lock or a lease: it is made first.
+const YOUNG: Duration = Duration::from_secs(60);
+
 static COUNT: AtomicU32 = AtomicU32::new(0);
 
 /// A lease and the lock on its file.
@@ -38,7 +43,7 @@ impl Hold {
     pub async fn new(scope: &Scope, folder: &Path) -> Result<(Self, Scope)> {
         let now = jiff::Timestamp::now();
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let id = format!("cloister-import-{}-{}-{number}", now.as_nanosecond(), std::process::id());
+        let id = format!("{NAME}{}-{}-{number}", now.as_nanosecond(), std::process::id());
         let path = folder.join(&id);
         std::fs::create_dir_all(folder).at("make", folder)?;
         let lock = OpenOptions::new().create_new(true).write(true).open(&path).at("make", &path)?;
@@ -65,20 +70,36 @@ impl Hold {
 
 /// Removes what processes that died left behind.
 pub async fn sweep(scope: &Scope, folder: &Path) -> Result<()> {
+    forget(folder, YOUNG);
     for lease in scope.leases_labelled(IMPORT).await? {
         if lease.labels.get(IMPORT).is_none_or(|of| *of != folder.display().to_string()) {
             continue;
         }
         let path = folder.join(&lease.id);
-        let alive = File::open(&path)
-            .is_ok_and(|file| flock(&file, FlockOperation::NonBlockingLockExclusive).is_err());
-        if !alive {
+        if !is_locked(&path) {
             tracing::info!(lease = lease.id, "an import was cut short: removing what it left");
             scope.delete_lease(&lease.id, true).await?;
             let _ = std::fs::remove_file(&path);
         }
     }
     Ok(())
+}
+
+fn is_locked(path: &Path) -> bool {
+    File::open(path).is_ok_and(|file| flock(&file, FlockOperation::NonBlockingLockExclusive).is_err())
+}
+
+/// Removes the files of processes that died before they had a lease, or whose lease has expired. A lease without its file
+/// is nobody's, too.
+fn forget(folder: &Path, young: Duration) {
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        let ours = entry.file_name().to_str().is_some_and(|name| name.starts_with(NAME));
+        let made = entry.metadata().and_then(|meta| meta.modified());
+        let old = made.is_ok_and(|made| made.elapsed().is_ok_and(|age| age >= young));
+        if ours && old && !is_locked(&entry.path()) {
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
 }
 
 /// Waits for the right to change references and records; it ends with the returned file.
@@ -103,4 +124,29 @@ pub async fn turn(folder: &Path) -> Result<File> {
         Ok(file)
     })
     .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_nobody_locks_go_and_those_of_the_living_stay() {
+        let folder = tempfile::tempdir().unwrap();
+        let make = |name: &str| File::create(folder.path().join(name)).unwrap();
+        let living = make("cloister-import-1-1-0");
+        flock(&living, FlockOperation::NonBlockingLockExclusive).unwrap();
+        make("cloister-import-1-2-0");
+        make("turn");
+        let left = || {
+            let entries = std::fs::read_dir(folder.path()).unwrap();
+            let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
+            names.sort();
+            names
+        };
+        forget(folder.path(), Duration::from_secs(60));
+        assert_eq!(left().len(), 3, "one that was just made may get its lock yet");
+        forget(folder.path(), Duration::ZERO);
+        assert_eq!(left(), ["cloister-import-1-1-0", "turn"]);
+    }
 }
