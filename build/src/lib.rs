@@ -1,6 +1,5 @@
 //! Building images with BuildKit: its client, and what it asks of the side that has the files.
 
-pub mod builder;
 pub mod client;
 pub mod context;
 pub mod dockerfile;

@@ -83,7 +83,7 @@ fn report(global: &Global, record: &ImageRecord) -> Result<()> {
 
 fn list(global: &Global, store: &Store, all: bool) -> Result<()> {
     let mut records = store.list()?;
-    records.retain(|record| all || !record.build.contains_key(cloister_build::builder::HIDDEN));
+    records.retain(|record| all || !record.build.contains_key(cloister_builder::HIDDEN));
     output::list(global.output, &records, ["NAME", "IMAGE ID", "CREATED", "LAYERS", "SIZE"], |record| {
         [
             record.familiar_name(),

@@ -1,7 +1,7 @@
 //! What a failed build says, and what its words alone do not tell.
 
-use cloister_build::builder::Builder;
 use cloister_build::client::Error;
+use cloister_builder::Builder;
 
 use crate::output;
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use cloister_build::builder::ImageSource;
+use cloister_builder::ImageSource;
 use cloister_image::ImageRecord;
 use cloister_image::source::registry::PullOptions;
 use cloister_sandbox::{Kernel, MachineConfig, OVERHEAD, memory_for};

@@ -15,11 +15,11 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use cloister_build::builder::{self, Builder, Caches, Settings, State};
 use cloister_build::client::{self, BuildKit, NoCache, Session, Solve, Solved};
 use cloister_build::context::{Context, FileSyncService};
 use cloister_build::output::{FileSendService, Output, Receipt};
 use cloister_build::progress::{self, Event, Style};
+use cloister_builder::{self as builder, Builder, Caches, Settings, State};
 use cloister_image::source::archive::{self, Input, Request};
 use cloister_image::{ImageRecord, Reference, Store, import};
 use tokio::sync::mpsc;

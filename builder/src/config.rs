@@ -9,7 +9,7 @@ use super::{CONTAINER, Error, Result, SOCKET};
 const CACHE_PERCENT: u64 = 75;
 
 /// Everything but the program's name.
-pub(super) fn arguments() -> Vec<String> {
+pub(crate) fn arguments() -> Vec<String> {
     let socket = format!("--addr=unix://{SOCKET}");
     [
         socket.as_str(),
@@ -34,7 +34,7 @@ fn toml(bytes: u64) -> String {
 }
 
 /// Writes the configuration into the container before it starts.
-pub(super) async fn write(agent: &Agent, bytes: u64) -> Result<()> {
+pub(crate) async fn write(agent: &Agent, bytes: u64) -> Result<()> {
     let archive = archive(&toml(bytes)).map_err(Error::Config)?;
     let (stream, mut connection) = agent.open_stream().await?;
     let send = async {

@@ -10,6 +10,7 @@ mod config;
 mod error;
 mod image;
 mod log;
+pub mod pod;
 mod timings;
 
 use std::path::PathBuf;

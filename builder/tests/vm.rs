@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use cloister_build::builder::{self, Builder, Caches, Error, ImageSource, Settings, State};
+use cloister_builder::{self as builder, Builder, Caches, Error, ImageSource, Settings, State};
 use cloister_image::{Image, Silent, Store};
 use cloister_sandbox::{Agent, Io, Kernel, MachineConfig, OVERHEAD, Process, memory_for, programs};
 use cloister_vmm::{Accel, Host};

@@ -15,20 +15,20 @@ pub struct Timings {
 }
 
 impl Timings {
-    pub(super) fn begin() -> Self {
+    pub(crate) fn begin() -> Self {
         let zero = Duration::ZERO;
         Self { last: Instant::now(), boot: zero, start: zero, ready: zero }
     }
 
-    pub(super) fn boot(&mut self) {
+    pub(crate) fn boot(&mut self) {
         self.boot = self.lap();
     }
 
-    pub(super) fn started(&mut self) {
+    pub(crate) fn started(&mut self) {
         self.start = self.lap();
     }
 
-    pub(super) fn ready(&mut self) {
+    pub(crate) fn ready(&mut self) {
         self.ready = self.lap();
     }
 
