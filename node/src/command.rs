@@ -89,7 +89,7 @@ pub struct Wanted {
 impl From<Wanted> for Request {
     fn from(wanted: Wanted) -> Self {
         let Wanted { names, digest, build, pin, replace } = wanted;
-        Self { build, names, digest, pin, replace }
+        Self { build, object: None, names, digest, pin, replace }
     }
 }
 

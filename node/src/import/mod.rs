@@ -51,6 +51,8 @@ pub struct Importer {
 pub struct Request {
     /// `NAMESPACE/NAME` of the build. Only builds of one namespace may take names from each other.
     pub build: String,
+    /// The uid of its `ImageBuild`: the image goes when that does. Without one it stays until it is removed by hand.
+    pub object: Option<String>,
     /// Names to give, normalised or not.
     pub names: Vec<String>,
     /// Digest of the index or manifest, as the build said it.
@@ -74,6 +76,13 @@ pub struct Ready {
     pub bytes: u64,
     /// Why the kubelet may still not run it, in one line.
     pub objection: Option<String>,
+}
+
+impl Request {
+    fn record(&self, top: BlobRef, names: Vec<String>, from: Option<String>) -> Record {
+        let (build, object) = (self.build.clone(), self.object.clone());
+        Record { build, object, top, names, pin: self.pin, from }
+    }
 }
 
 impl Importer {
@@ -105,7 +114,7 @@ impl Importer {
                 return Err(tar::bad(format!("blob {extra} belongs to no image")));
             }
             let top = received.top;
-            let record = Record { build: request.build.clone(), top, names, pin: request.pin, from: None };
+            let record = request.record(top, names, None);
             self.publish(&scope, &hold, &record, &whole, request.replace).await
         };
         let result = work.await;
@@ -122,8 +131,7 @@ impl Importer {
         let (hold, scope) = self.hold().await?;
         let work = async {
             let (top, whole) = self.client()?.fetch(&scope, &hold.id, peer, &request.digest).await?;
-            let (build, from) = (request.build.clone(), Some(peer.to_owned()));
-            let record = Record { build, top, names, pin: request.pin, from };
+            let record = request.record(top, names, Some(peer.to_owned()));
             self.publish(&scope, &hold, &record, &whole, request.replace).await
         };
         let result = work.await;
@@ -177,12 +185,16 @@ impl Importer {
     /// Lets the kubelet's collection have a build's image, or not.
     pub async fn pin(&self, build: &str, pin: bool) -> Result<()> {
         let record = Record { pin, ..self.record(build).await? };
+        self.change(&record, &settle::Mode::Change).await.map(drop)
+    }
+
+    async fn change(&self, record: &Record, mode: &settle::Mode) -> Result<Ready> {
         let whole = walk::walk(&self.scope, &record.top).await?;
         let whole = whole.map_err(|blob| Error::NotFound(format!("blob {}", blob.digest)))?;
         let (hold, scope) = self.hold().await?;
-        let result = self.settle(&scope, &hold, &record, &whole, &settle::Mode::Change).await;
+        let result = self.settle(&scope, &hold, record, &whole, mode).await;
         hold.end(&self.scope).await?;
-        result.map(drop)
+        result
     }
 
     /// Removes the references of what processes that died were importing.

@@ -8,6 +8,7 @@ use crate::containerd::leases::Lease;
 
 /// On leases and on references: the build.
 pub const BUILD: &str = "cloister.dev/build";
+const OBJECT: &str = "cloister.dev/build-uid";
 const DIGEST: &str = "cloister.dev/digest";
 const SIZE: &str = "cloister.dev/size";
 const TYPE: &str = "cloister.dev/media-type";
@@ -20,6 +21,8 @@ const FROM: &str = "cloister.dev/from";
 pub struct Record {
     /// `NAMESPACE/NAME` of the build.
     pub build: String,
+    /// The uid of its `ImageBuild`, if there is one.
+    pub object: Option<String>,
     /// Its index or manifest.
     pub top: BlobRef,
     /// Canonical names, each with a tag.
@@ -47,8 +50,10 @@ impl Record {
             (NAMES.to_owned(), self.names.join(" ")),
             (PINNED.to_owned(), self.pin.to_string()),
         ]);
-        if let Some(from) = &self.from {
-            labels.insert(FROM.to_owned(), from.clone());
+        for (key, value) in [(OBJECT, &self.object), (FROM, &self.from)] {
+            if let Some(value) = value {
+                labels.insert(key.to_owned(), value.clone());
+            }
         }
         labels
     }
@@ -63,7 +68,7 @@ impl Record {
         };
         let names = label(NAMES)?.split(' ').map(str::to_owned).collect();
         let pin = label(PINNED)?.parse().ok()?;
-        Some(Self { build: label(BUILD)?, top, names, pin, from: label(FROM) })
+        Some(Self { build: label(BUILD)?, object: label(OBJECT), top, names, pin, from: label(FROM) })
     }
 }
 
@@ -81,7 +86,8 @@ mod tests {
         let top = BlobRef { digest: Digest::of(b"x"), size: 7, media_type: "m".into() };
         let names = vec!["docker.io/library/a:1".to_owned(), "docker.io/library/b:2".to_owned()];
         let from = Some("10.0.0.1:9443".to_owned());
-        let record = Record { build: "default/app".into(), top, names, pin: true, from };
+        let (build, object) = ("default/app".to_owned(), Some("u1".to_owned()));
+        let record = Record { build, object, top, names, pin: true, from };
         let lease = Lease { id: record.lease(), labels: record.labels(), ..Lease::default() };
         assert_eq!(Record::of(&lease).unwrap(), record);
         let unpinned = Record { pin: false, from: None, ..record.clone() };

@@ -256,7 +256,8 @@ mod tests {
 
     fn record(build: &str, pin: bool) -> Record {
         let top = BlobRef { digest: Digest::of(b"new"), size: 1, media_type: "m".into() };
-        Record { build: build.into(), top, names: vec!["docker.io/library/a:1".into()], pin, from: None }
+        let names = vec!["docker.io/library/a:1".into()];
+        Record { build: build.into(), object: None, top, names, pin, from: None }
     }
 
     fn named(content: &[u8], labels: &[(&str, &str)]) -> Named {
