@@ -3,6 +3,7 @@
 //! The API server has one port number on two loopback interfaces: it listens inside the cell, and a relay carries
 //! what arrives outside. So one kubeconfig serves a client in the test as well as a program that runs in the cell.
 
+mod builds;
 mod daemon;
 mod kubectl;
 mod kubelet;
@@ -10,6 +11,7 @@ mod network;
 mod node;
 mod pki;
 mod relay;
+mod rights;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -25,6 +27,7 @@ use crate::cell::{Cell, wait_for};
 use crate::lab::{cache, checkout};
 use crate::sweep;
 
+pub use builds::{BUILDER, Builds, builder_archive};
 pub use daemon::Daemon;
 pub use node::Node;
 use pki::Pki;

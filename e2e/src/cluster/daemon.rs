@@ -15,6 +15,7 @@ pub struct Daemon {
     name: &'static str,
     program: PathBuf,
     arguments: Vec<String>,
+    environment: Vec<(&'static str, PathBuf)>,
     log: PathBuf,
     child: Mutex<Option<Child>>,
 }
@@ -23,7 +24,14 @@ impl Daemon {
     /// A program that is not started yet; its log is `NAME.log` in `folder`.
     pub fn new(name: &'static str, program: &Path, folder: &Path) -> Daemon {
         let log = folder.join(format!("{name}.log"));
-        Daemon { name, program: program.to_owned(), arguments: Vec::new(), log, child: Mutex::default() }
+        Daemon {
+            name,
+            program: program.to_owned(),
+            arguments: Vec::new(),
+            environment: Vec::new(),
+            log,
+            child: Mutex::default(),
+        }
     }
 
     /// With an option and its value.
@@ -36,6 +44,13 @@ impl Daemon {
     #[must_use]
     pub fn path(self, name: &str, value: &Path) -> Daemon {
         self.option(name, &value.to_string_lossy())
+    }
+
+    /// With a variable of its environment.
+    #[must_use]
+    pub fn env(mut self, name: &'static str, value: &Path) -> Daemon {
+        self.environment.push((name, value.to_owned()));
+        self
     }
 
     /// With an argument.
@@ -57,7 +72,7 @@ impl Daemon {
             bail!("{} runs already", self.name);
         }
         let mut command = Command::new(&self.program);
-        command.args(&self.arguments).stdin(Stdio::null());
+        command.args(&self.arguments).envs(self.environment.iter().cloned()).stdin(Stdio::null());
         logged(&mut command, &self.log)?;
         *slot = Some(cell.spawn(&mut command)?);
         Ok(())

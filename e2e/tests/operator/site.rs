@@ -16,30 +16,6 @@ use serde_json::{Value, json};
 /// How long anything may take that is waited for.
 const PATIENCE: Duration = Duration::from_secs(90);
 
-/// What the operator's user may do: the table of its README.
-fn rights() -> Value {
-    let rule = |group: &str, resource: &str, verbs: &[&str]| json!({"apiGroups": [group], "resources": [resource], "verbs": verbs});
-    let rules = [
-        rule("cloister.dev", "imagebuilds", &["get", "list", "watch", "patch", "delete"]),
-        rule("cloister.dev", "imagebuilds/status", &["patch"]),
-        rule("cloister.dev", "imagebuilds/finalizers", &["update"]),
-        rule("", "pods", &["get", "list", "watch", "create", "delete"]),
-        rule("", "configmaps", &["get", "create", "delete"]),
-        rule("", "nodes", &["list", "watch"]),
-        rule("scheduling.k8s.io", "priorityclasses", &["list", "watch"]),
-        rule("events.k8s.io", "events", &["create", "patch"]),
-        rule("coordination.k8s.io", "leases", &["get", "create", "update"]),
-    ];
-    let (version, group) = ("rbac.authorization.k8s.io/v1", "rbac.authorization.k8s.io");
-    json!({"apiVersion": "v1", "kind": "List", "items": [
-        {"apiVersion": version, "kind": "ClusterRole", "metadata": {"name": "operator"}, "rules": rules},
-        {"apiVersion": version, "kind": "ClusterRoleBinding", "metadata": {"name": "operator"},
-            "roleRef": {"apiGroup": group, "kind": "ClusterRole", "name": "operator"},
-            "subjects": [{"apiGroup": group, "kind": "User", "name": "operator"}]},
-        {"apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass", "metadata": {"name": "cloister"}, "handler": "cloister"},
-    ]})
-}
-
 /// The cluster and a client with every right.
 pub struct Site {
     pub cluster: Cluster,
@@ -58,7 +34,8 @@ impl Site {
         let definition = definition.replace("x-kubernetes-int-or-string: true", "type: string");
         let applied = cluster.kubectl_with(&["apply", "--validate=false", "-f", "-"], &definition).unwrap();
         assert!(applied.status.success(), "{}", String::from_utf8_lossy(&applied.stderr));
-        cluster.apply(&rights().to_string()).unwrap();
+        cluster.grant_rights().unwrap();
+        cluster.apply(&json!({"apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass", "metadata": {"name": "cloister"}, "handler": "cloister"}).to_string()).unwrap();
         for namespace in namespaces {
             if *namespace != "default" {
                 cluster.kubectl(&["create", "namespace", namespace]).unwrap();

@@ -1,0 +1,7 @@
+//! ImageBuild from `kubectl apply` to a pod that runs the image: a real API server, kubelets, containerds, BuildKit in VMs.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests are tests")]
+
+mod ends;
+mod life;
+mod secrets;
+mod site;
