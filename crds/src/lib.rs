@@ -3,6 +3,7 @@
 
 #![allow(rustdoc::bare_urls, reason = "what is written at fields is read with kubectl explain")]
 
+pub mod build_pod;
 mod image_build;
 mod refs;
 mod rules;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::sync::Arc;
 
-use cloister_crds::ImageBuild;
+use cloister_crds::{ImageBuild, build_pod};
 use futures::{StreamExt, TryStreamExt};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::api::scheduling::v1::PriorityClass;
@@ -133,7 +133,7 @@ impl Watches {
             None => Api::all(self.client.clone()),
         };
         let told = (wake, changed.clone());
-        let pods = self.watch(api, config.labels(pod::SELECTOR), "Pod", trim_pod, move |pod: Pod| {
+        let pods = self.watch(api, config.labels(build_pod::SELECTOR), "Pod", trim_pod, move |pod: Pod| {
             let (wake, changed) = told.clone();
             async move {
                 changed.notify_one();

@@ -45,6 +45,9 @@ pub struct Args {
     /// Scratch disk of a build that sets no limit.
     #[arg(long, value_parser = quantity, env = "CLOISTER_OPERATOR_DEFAULT_DISK")]
     pub default_disk: Option<Quantity>,
+    /// Size of the cache disk of a build that sets none.
+    #[arg(long, default_value = "10Gi", value_parser = quantity, env = "CLOISTER_OPERATOR_DEFAULT_CACHE_SIZE")]
+    pub default_cache_size: Quantity,
     /// Time before the first retry of a build, such as 10s; it doubles from one to the next.
     #[arg(long, default_value = "10s", value_parser = duration, env = "CLOISTER_OPERATOR_RETRY_FIRST")]
     pub retry_first: Duration,
@@ -122,6 +125,7 @@ impl Args {
                 memory: Some(self.default_memory.clone()),
                 ephemeral_storage: self.default_disk.clone(),
             },
+            cache: self.default_cache_size.clone(),
         }
     }
 

@@ -1,11 +1,11 @@
 //! What matters of a pod that an API server shows.
 
 use cloister_crds::ImageBuild;
+use cloister_crds::build_pod::ATTEMPT;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 use kube::Resource;
 
-use super::ATTEMPT;
 use crate::plan::{BuildPod, PodPhase};
 
 /// Name and uid of the build that controls the pod, if one does.

@@ -3,13 +3,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use cloister_crds::build_pod::HOST;
 use cloister_crds::{Attempt, ImageBuild};
 use k8s_openapi::api::core::v1::{
     ConfigMapVolumeSource, KeyToPath, PersistentVolumeClaimVolumeSource, SecretVolumeSource, Volume,
     VolumeMount,
 };
-
-use super::HOST;
 
 /// Keys of an object: some, or all when none is named.
 type Keys = Option<BTreeSet<String>>;
