@@ -1,4 +1,4 @@
-//! The images of builds by hand, beside a running daemon or without one.
+//! What else the program does than to serve containerd: the builds of this node, and their images by hand.
 
 use std::os::fd::AsFd;
 use std::path::PathBuf;
@@ -8,6 +8,7 @@ use clap::{Args, Subcommand};
 use cloister_image::Digest;
 use tokio::io::AsyncRead;
 
+use crate::builds;
 use crate::config::Config;
 use crate::containerd::Containerd;
 use crate::import::{Importer, Ready, Request};
@@ -15,6 +16,8 @@ use crate::import::{Importer, Ready, Request};
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Drive the builds of this node, beside the daemon
+    Builds(builds::Args),
     /// The images of builds in containerd's image store
     #[command(subcommand)]
     Image(Image),
@@ -94,8 +97,14 @@ impl From<Wanted> for Request {
 }
 
 /// Does it.
-pub async fn run(command: Command, config: &Config) -> Result<()> {
-    let Command::Image(image) = command;
+pub async fn run(command: Command, config: Config) -> Result<()> {
+    match command {
+        Command::Builds(args) => builds::run(args, config).await,
+        Command::Image(command) => image(command, &config).await,
+    }
+}
+
+async fn image(image: Image, config: &Config) -> Result<()> {
     let importer = Importer::new(Containerd::new(config.containerd.clone())?, config);
     match image {
         Image::Import { wanted, input, limit } => {

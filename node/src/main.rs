@@ -3,6 +3,7 @@
 
 mod api;
 mod blocking;
+mod builds;
 mod command;
 mod config;
 mod containerd;
@@ -51,7 +52,7 @@ fn run() -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let result = runtime.block_on(async {
         match command {
-            Some(command) => command::run(command, &config).await,
+            Some(command) => command::run(command, config).await,
             None => daemon::run(config).await,
         }
     });

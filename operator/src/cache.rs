@@ -18,7 +18,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 
 use crate::metrics::Metrics;
-use crate::{fingerprint, pod};
+use crate::pod;
 
 /// Objects of one page of a list: builds may be large before they are trimmed.
 const PAGE: u32 = 50;
@@ -217,7 +217,7 @@ fn trim_build(build: &mut ImageBuild) {
     if let Some(status) = &mut build.status {
         status.log_tail = None;
     }
-    fingerprint::trim(&mut build.spec);
+    cloister_crds::fingerprint::trim(&mut build.spec);
 }
 
 fn trim_pod(pod: &mut Pod) {

@@ -8,8 +8,8 @@ use jiff::tz::TimeZone;
 use kube::core::cel::{CompiledSchema, Validator, compile_schema};
 
 use crate::cron::Schedule;
-use crate::fingerprint::inline_bytes;
 use crate::quantity::thousandths;
+use cloister_crds::fingerprint::inline_bytes;
 
 /// Most bytes of inline files: they travel to the node in a ConfigMap, which holds 1 MiB.
 const MOST_INLINE: usize = 960 << 10;
@@ -103,7 +103,7 @@ mod tests {
     fn a_good_spec_passes_trimmed_or_not() {
         let mut build = fixture::build();
         assert_eq!(validate(&build), Ok(()));
-        crate::fingerprint::trim(&mut build.spec);
+        cloister_crds::fingerprint::trim(&mut build.spec);
         assert_eq!(validate(&build), Ok(()));
     }
 

@@ -6,7 +6,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::{REBUILD, Settings};
 use crate::cron::Schedule;
-use crate::fingerprint::fingerprint;
+use cloister_crds::fingerprint::fingerprint;
 
 /// A reason to start an attempt.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -72,7 +72,7 @@ pub fn distribution(build: &ImageBuild, status: &ImageBuildStatus, observed: &Ob
 /// Whether the newest image is what the spec describes and everywhere it should be.
 pub fn is_current(build: &ImageBuild, status: &ImageBuildStatus, observed: &Observed) -> bool {
     let same = success(status).is_some_and(|attempt| {
-        attempt.fingerprint.as_deref() == Some(&crate::fingerprint::fingerprint(&build.spec))
+        attempt.fingerprint.as_deref() == Some(&cloister_crds::fingerprint::fingerprint(&build.spec))
             || Some(attempt.generation) == build.metadata.generation
     });
     same && distribution(build, status, observed).complete()

@@ -147,7 +147,7 @@ impl Draft<'_> {
             }
         } else {
             attempt.generation = generation;
-            attempt.fingerprint = Some(crate::fingerprint::fingerprint(&self.build.spec));
+            attempt.fingerprint = Some(cloister_crds::fingerprint::fingerprint(&self.build.spec));
         }
         Some(State::Running { reason: BuildReason::Scheduling, message: "the pod is being made".into() })
     }
@@ -172,7 +172,7 @@ impl Draft<'_> {
                 self.status.attempts.push(Attempt {
                     number,
                     generation,
-                    fingerprint: Some(crate::fingerprint::fingerprint(&self.build.spec)),
+                    fingerprint: Some(cloister_crds::fingerprint::fingerprint(&self.build.spec)),
                     trigger: due.trigger,
                     pod: Some(crate::pod::name(name, number)),
                     stages: vec![Stage {

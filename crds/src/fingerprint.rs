@@ -1,7 +1,8 @@
 //! What of a spec makes a difference to the image, as a short text; and specs without the bulk of their files.
 
-use cloister_crds::{History, ImageBuildSpec};
 use sha2::{Digest, Sha256};
+
+use crate::{History, ImageBuildSpec};
 
 /// 16 hex digits that change when what is built changes, and not with when, where or for whom.
 ///
@@ -69,11 +70,20 @@ fn hex(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fixture;
+    use crate::{BuildOutput, BuildSource, InlineSource};
+
+    fn spec() -> ImageBuildSpec {
+        let mut spec: ImageBuildSpec =
+            serde_json::from_value(serde_json::json!({"source": {}, "output": {}})).unwrap();
+        let inline = InlineSource { dockerfile: "FROM scratch\n".into(), files: Vec::new() };
+        spec.source = BuildSource { inline: Some(inline), ..BuildSource::default() };
+        spec.output = BuildOutput { images: vec!["app:1".into()], ..BuildOutput::default() };
+        spec
+    }
 
     #[test]
     fn only_what_is_built_makes_a_difference() {
-        let spec = fixture::build().spec;
+        let spec = spec();
         let first = fingerprint(&spec);
         assert_eq!(first.len(), 16);
         let mut same = spec.clone();
@@ -94,7 +104,7 @@ mod tests {
 
     #[test]
     fn a_trimmed_spec_is_small_and_has_the_same_fingerprint_and_length() {
-        let mut spec = fixture::build().spec;
+        let mut spec = spec();
         spec.source.inline.as_mut().unwrap().dockerfile = "FROM scratch\n".repeat(10_000);
         let (whole, bytes) = (fingerprint(&spec), inline_bytes(&spec));
         trim(&mut spec);
