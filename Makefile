@@ -24,7 +24,7 @@ e2e: build ## pods under real containerds: microVMs, and containers beside them
 	@scripts/test.sh -p cloister-e2e -E 'binary(pods)'
 
 e2e-full: build ## the same on every handler and version, and the long runs: cycles, deaths, execs, gigabytes
-	@scripts/test.sh -p cloister-e2e --profile full --no-capture -E 'binary(pods) + binary(import) + binary(endurance)'
+	@scripts/test.sh -p cloister-e2e --profile full --no-capture -E 'binary(pods) + binary(import) + binary(builds) + binary(endurance)'
 
 e2e-cluster: build cluster ## pods on nodes of a real Kubernetes, every case
 	@scripts/test.sh -p cloister-e2e --profile full --no-capture -E 'binary(cluster)'

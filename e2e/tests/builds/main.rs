@@ -3,5 +3,6 @@
 
 mod ends;
 mod life;
+mod many;
 mod secrets;
 mod site;
