@@ -3,4 +3,6 @@
 
 #![allow(rustdoc::bare_urls, reason = "what is written at fields is read with kubectl explain")]
 
+pub mod build_pod;
 pub mod fingerprint;
+mod image_build;
