@@ -4,5 +4,6 @@ pub mod client;
 pub mod context;
 pub mod dockerfile;
 pub mod fuzzing;
+pub mod job;
 pub mod output;
 pub mod progress;

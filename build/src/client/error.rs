@@ -85,7 +85,7 @@ impl Error {
         Self::Refused { what, why: printable(status.message(), MAX_REASON), retryable }
     }
 
-    pub(super) fn invalid(what: impl Into<String>, why: impl fmt::Display) -> Self {
+    pub(crate) fn invalid(what: impl Into<String>, why: impl fmt::Display) -> Self {
         Self::Invalid { what: what.into(), why: why.to_string() }
     }
 

@@ -1,42 +1,31 @@
-//! What a failed build says, and what its words alone do not tell.
+//! What a failed build says.
 
 use cloister_build::client::Error;
+use cloister_build::job::Reason;
 use cloister_builder::Builder;
 
 use crate::output;
 
-/// What programs say that want a network, in lower case.
-const NETWORK: [&str; 8] = [
-    "network is unreachable",
-    "network unreachable",
-    "temporary failure in name resolution",
-    "temporary failure resolving",
-    "could not resolve",
-    "bad address",
-    "name or service not known",
-    "no such host",
-];
-
 /// Everything there is to say about a build that failed.
 pub async fn tell(builder: &Builder, error: &Error, disk: u64) -> String {
     let mut text = String::new();
-    let mut words = error.to_string();
     if let Some(failure) = error.failure() {
         text.push_str(&failure.report());
         text.push('\n');
-        words.push_str(&failure.message);
-        words.extend(failure.log_tail.iter().map(String::as_str));
     }
     text.push_str("cloister: ");
-    let words = words.to_ascii_lowercase();
-    if let Some(memory) = builder.out_of_memory().await {
-        let (limit, peak) = (output::bytes(memory.limit), output::bytes(memory.peak));
-        text.push_str(&format!("OutOfMemory: the build used {peak} of {limit}; give it more with -m: "));
-    } else if words.contains("no space left on device") {
-        let disk = output::bytes(disk);
-        text.push_str(&format!("DiskFull: the build's disk of {disk} is full; see --cache-size: "));
-    } else if NETWORK.iter().any(|one| words.contains(one)) {
-        text.push_str("NoNetwork: steps of a build have no network: ");
+    let memory = builder.out_of_memory().await;
+    match (Reason::of(error, memory.is_some()), memory) {
+        (Reason::OutOfMemory, Some(memory)) => {
+            let (limit, peak) = (output::bytes(memory.limit), output::bytes(memory.peak));
+            text.push_str(&format!("OutOfMemory: the build used {peak} of {limit}; give it more with -m: "));
+        }
+        (Reason::DiskFull, _) => {
+            let disk = output::bytes(disk);
+            text.push_str(&format!("DiskFull: the build's disk of {disk} is full; see --cache-size: "));
+        }
+        (Reason::NoNetwork, _) => text.push_str("NoNetwork: steps of a build have no network: "),
+        _ => {}
     }
     text.push_str(&error.to_string());
     if matches!(error, Error::Lost(_)) {

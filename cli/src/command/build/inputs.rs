@@ -81,11 +81,6 @@ impl Inputs {
         })
     }
 
-    /// The Dockerfile's name among [`Inputs::dockerfile`].
-    pub fn dockerfile_name(&self) -> String {
-        self.dockerfile.first().map(|(name, _)| name.clone()).unwrap_or_default()
-    }
-
     /// The Dockerfile's text.
     pub fn dockerfile_text(&self) -> String {
         self.dockerfile

@@ -15,9 +15,10 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use cloister_build::client::{self, BuildKit, NoCache, Session, Solve, Solved};
-use cloister_build::context::{Context, FileSyncService};
-use cloister_build::output::{FileSendService, Output, Receipt};
+use cloister_build::client::{self, NoCache, Solve, Solved};
+use cloister_build::context::Context;
+use cloister_build::job::{Base, Job};
+use cloister_build::output::{Output, Receipt};
 use cloister_build::progress::{self, Event, Style};
 use cloister_builder::{self as builder, Builder, Caches, Settings, State};
 use cloister_image::source::archive::{self, Input, Request};
@@ -85,8 +86,7 @@ pub async fn run(global: &Global, args: BuildArgs) -> Result<u8> {
 
     let cancel = CancellationToken::new();
     let built = {
-        let building =
-            build(&builder, &store, inputs, bases, &args, place.path(), cancel.clone(), &mut parts);
+        let building = build(&builder, inputs, bases, &args, place.path(), cancel.clone(), &mut parts);
         tokio::pin!(building);
         let mut code = None;
         loop {
@@ -148,20 +148,17 @@ struct Built {
     archive: Option<PathBuf>,
 }
 
-#[allow(clippy::too_many_arguments, reason = "the parts of one build, each used once")]
 async fn build(
     builder: &Builder,
-    store: &Store,
     inputs: Inputs,
-    bases: bases::Bases,
+    bases: Vec<Base>,
     args: &BuildArgs,
     folder: &Path,
     cancel: CancellationToken,
     parts: &mut Parts,
 ) -> Result<Built, client::Error> {
     let failed = |why: String| client::Error::Answer(why);
-    let mut solve = Solve {
-        filename: Some(inputs.dockerfile_name()),
+    let solve = Solve {
         target: args.target.clone(),
         args: inputs.args.clone(),
         labels: inputs.labels.clone(),
@@ -170,33 +167,31 @@ async fn build(
         ..Solve::default()
     };
     let key = args.context.canonicalize().unwrap_or_else(|_| args.context.clone());
-    let context = Context::folder(&args.context).map_err(|error| failed(error.to_string()))?;
-    let dockerfile = Context::inline(inputs.dockerfile.clone()).map_err(|error| failed(error.to_string()))?;
-    let folders = [("context".to_owned(), context), ("dockerfile".to_owned(), dockerfile)];
-    let mut session = Session::new("cloister", key.display().to_string())
-        .service(&["/moby.filesync.v1.FileSync/DiffCopy"], FileSyncService::new(folders).server())
-        .secrets(inputs.secrets)
-        .ssh(inputs.agents);
-    session = bases.offer(store, session, &mut solve)?;
-
-    let (target, receipt, archive) =
+    let (output, receipt, archive) =
         destination(&inputs.out, folder).map_err(|error| failed(error.to_string()))?;
-    let (exporter, service) = match &inputs.out {
-        Destination::Store => {
-            // Nothing is gained by compressing, in the guest, what is unpacked here at once.
-            let exporter = client::Output::oci().with("compression", "uncompressed");
-            (exporter, target)
-        }
-        Destination::Oci(_) => (client::Output::oci(), target),
-        Destination::Docker(_) => (client::Output::docker(), target),
-        Destination::Tar(_) => (client::Output::tar(), target),
-        Destination::Local(_) => (client::Output::local(), target),
+    let exporter = match &inputs.out {
+        // Nothing is gained by compressing, in the guest, what is unpacked here at once.
+        Destination::Store => client::Output::oci().with("compression", "uncompressed"),
+        Destination::Oci(_) => client::Output::oci(),
+        Destination::Docker(_) => client::Output::docker(),
+        Destination::Tar(_) => client::Output::tar(),
+        Destination::Local(_) => client::Output::local(),
     };
     let names: Vec<&str> = args.tags.iter().map(String::as_str).collect();
     let exporter = if names.is_empty() { exporter } else { exporter.named(&names.join(",")) };
-    solve.outputs = vec![exporter];
-    session =
-        session.service(&["/moby.filesync.v1.FileSend/DiffCopy"], FileSendService::new([service]).server());
+    let job = Job {
+        solve,
+        context: Context::folder(&args.context).map_err(|error| failed(error.to_string()))?,
+        dockerfile: inputs.dockerfile,
+        shared_key: key.display().to_string(),
+        secrets: inputs.secrets,
+        agents: inputs.agents,
+        registries: None,
+        bases,
+        exporter,
+        output,
+        receipt,
+    };
 
     let (events, shown) = mpsc::channel(EVENTS);
     let showing = std::thread::spawn({
@@ -207,25 +202,13 @@ async fn build(
         };
         move || show(style, shown)
     });
-    let begun = Instant::now();
-    let solved = async {
-        let connection = builder.connect().await.map_err(|error| client::Error::Lost(error.to_string()))?;
-        let buildkit = BuildKit::connect(connection).await?;
-        tokio::select! {
-            biased;
-            solved = buildkit.solve(&solve, session, events, cancel) => solved,
-            reason = builder.ended() => Err(client::Error::Lost(reason)),
-        }
-    };
-    let solved = solved.await;
+    let built = job.run(builder.connect(), builder.ended(), events, cancel).await;
     // Ends with the channel, whose other side is gone by now.
     let _ = showing.join();
-    let solved = solved?;
-    parts.add("solve", begun.elapsed());
-    let begun = Instant::now();
-    receipt.wait().await.map_err(|error| failed(error.to_string()))?;
-    parts.add("export", begun.elapsed());
-    Ok(Built { solved, archive })
+    let built = built?;
+    parts.add("solve", built.solve);
+    parts.add("export", built.export);
+    Ok(Built { solved: built.solved, archive })
 }
 
 fn show(style: Style, mut events: mpsc::Receiver<Event>) {

@@ -1,0 +1,110 @@
+//! One build from its parts to its output, whoever asks for it and wherever its buildkitd is.
+//!
+//! Nothing here knows of machines, terminals or clusters: the caller brings a connection, and learns by events how it goes.
+
+mod base;
+mod reason;
+
+use std::fmt::Display;
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::client::{self, BuildKit, Error, Registries, Result, Secrets, Session, Solve, Solved, SshAgents};
+use crate::context::{Context, FileSyncService};
+use crate::output::{FileSendService, Output, Receipt, Received};
+use crate::progress::Event;
+
+pub use self::base::Base;
+pub use self::reason::Reason;
+
+/// What is built, and what its steps may ask for.
+pub struct Job {
+    /// What to build. The Dockerfile's name, base images and outputs are added here.
+    pub solve: Solve,
+    /// The files of the build.
+    pub context: Context,
+    /// The Dockerfile under its name, first, and the ignore file that belongs to it.
+    pub dockerfile: Vec<(String, Vec<u8>)>,
+    /// Builds of one folder share what they have transferred when this is the same.
+    pub shared_key: String,
+    /// Secrets by id.
+    pub secrets: Secrets,
+    /// SSH agents by id.
+    pub agents: SshAgents,
+    /// Credentials for what buildkitd itself pulls or pushes.
+    pub registries: Option<Registries>,
+    /// Images it may begin from.
+    pub bases: Vec<Base>,
+    /// What becomes of the result.
+    pub exporter: client::Output,
+    /// Where it goes.
+    pub output: Output,
+    /// Tells when it is there.
+    pub receipt: Receipt,
+}
+
+/// What came of a build.
+#[derive(Debug)]
+pub struct Built {
+    /// What buildkitd says of it.
+    pub solved: Solved,
+    /// The output.
+    pub received: Received,
+    /// From the connection to buildkitd's answer.
+    pub solve: Duration,
+    /// From then until the output was complete.
+    pub export: Duration,
+}
+
+impl Job {
+    /// Builds with the buildkitd that `connect` gives a stream to, until `lost` resolves with the reason why it is gone.
+    ///
+    /// # Errors
+    /// See [`Error`]; [`Reason::of`] has a word for each.
+    pub async fn run<S, C>(
+        self,
+        connect: impl Future<Output = Result<S, C>>,
+        lost: impl Future<Output = String>,
+        events: mpsc::Sender<Event>,
+        cancel: CancellationToken,
+    ) -> Result<Built>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        C: Display,
+    {
+        let Self { mut solve, context, dockerfile, shared_key, secrets, agents, bases, exporter, .. } = self;
+        solve.filename = dockerfile.first().map(|(name, _)| name.clone());
+        solve.outputs = vec![exporter];
+        let unusable = |error: crate::context::ContextError| Error::invalid("Dockerfile", error);
+        let dockerfile = Context::inline(dockerfile).map_err(unusable)?;
+        let folders = [("context".to_owned(), context), ("dockerfile".to_owned(), dockerfile)];
+        let mut session = Session::new("cloister", shared_key)
+            .files(FileSyncService::new(folders))
+            .secrets(secrets)
+            .ssh(agents)
+            .output(FileSendService::new([self.output]));
+        if let Some(registries) = self.registries {
+            session = session.auth(registries);
+        }
+        for (number, base) in bases.into_iter().enumerate() {
+            session = base.offer(number, session, &mut solve);
+        }
+        let begun = Instant::now();
+        let work = async {
+            let connection = connect.await.map_err(|error| Error::Lost(error.to_string()))?;
+            BuildKit::connect(connection).await?.solve(&solve, session, events, cancel).await
+        };
+        let solved = tokio::select! {
+            biased;
+            solved = work => solved?,
+            reason = lost => return Err(Error::Lost(reason)),
+        };
+        let took = begun.elapsed();
+        let begun = Instant::now();
+        let received = self.receipt.wait().await.map_err(|error| Error::Answer(error.to_string()))?;
+        Ok(Built { solved, received, solve: took, export: begun.elapsed() })
+    }
+}
