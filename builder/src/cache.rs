@@ -24,8 +24,8 @@ use super::error::{Error, Result};
 const KEPT: u32 = 4;
 /// Disks of one key in use at once.
 const MOST: u32 = 64;
-/// Bytes of a key.
-const KEY: usize = 64;
+/// Bytes of a key: two names of Kubernetes and what is between them.
+const KEY: usize = 127;
 
 /// The cache disks below one folder.
 #[derive(Debug, Clone)]

@@ -3,7 +3,7 @@
 use cloister_sandbox::Agent;
 use tokio::io::AsyncWriteExt;
 
-use super::{CONTAINER, Error, Result, SOCKET};
+use super::{Error, Result, SOCKET};
 
 /// The part of the disk, in percent, that records of the cache may take; the rest is for the build itself.
 const CACHE_PERCENT: u64 = 75;
@@ -34,7 +34,7 @@ fn toml(bytes: u64) -> String {
 }
 
 /// Writes the configuration into the container before it starts.
-pub(crate) async fn write(agent: &Agent, bytes: u64) -> Result<()> {
+pub(crate) async fn write(agent: &Agent, container: &str, bytes: u64) -> Result<()> {
     let archive = archive(&toml(bytes)).map_err(Error::Config)?;
     let (stream, mut connection) = agent.open_stream().await?;
     let send = async {
@@ -44,7 +44,7 @@ pub(crate) async fn write(agent: &Agent, bytes: u64) -> Result<()> {
         }
         connection
     };
-    tokio::join!(agent.copy_in(CONTAINER, "/", stream), send).0?;
+    tokio::join!(agent.copy_in(container, "/", stream), send).0?;
     Ok(())
 }
 

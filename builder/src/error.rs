@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// The result of an operation on a builder.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -47,9 +48,12 @@ pub enum Error {
         /// Why it failed.
         cause: io::Error,
     },
+    /// The disk with buildkitd's state is still mounted.
+    #[error("buildkitd's disk was not unmounted within {} s", .0.as_secs())]
+    Busy(Duration),
     /// A name that can't be a cache's.
     #[error(
-        "{0:?} cannot name a build cache: use 1 to 64 letters, digits, '.', '_' or '-', not starting with '.'"
+        "{0:?} cannot name a build cache: use 1 to 127 letters, digits, '.', '_' or '-', not starting with '.'"
     )]
     CacheKey(String),
 }

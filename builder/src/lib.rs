@@ -8,6 +8,7 @@
 mod cache;
 mod config;
 mod error;
+mod guest;
 mod image;
 mod log;
 pub mod pod;
@@ -17,7 +18,6 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use cloister_image::Image;
-use cloister_protocol::v1;
 use cloister_sandbox::{
     Agent, Connection, Container, Io, Layer, MachineConfig, PidNamespace, Process, Root, Sandbox, spec,
 };
@@ -26,23 +26,17 @@ use tokio::task::JoinHandle;
 
 pub use self::cache::{CacheDisk, Caches};
 pub use self::error::{Error, Result};
+pub use self::guest::{STATE, configure, mount_state, unmount_state, wishes, write_back};
 pub use self::image::{HIDDEN, ImageSource, load};
+pub use self::log::Tail;
 pub use self::timings::Timings;
-
-use self::log::Tail;
 
 /// The container's name in its guest.
 pub const CONTAINER: &str = "buildkitd";
 /// buildkitd's socket in that container.
 pub const SOCKET: &str = "/run/buildkit/buildkitd.sock";
-/// Name of the volume with buildkitd's state.
-const VOLUME: &str = "buildkit";
-/// Where buildkitd keeps its state.
-const STATE: &str = "/var/lib/buildkit";
 /// First pause between two attempts to connect, and the longest.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(320));
-/// How long buildkitd may take to end by itself, and its disk to be written back.
-const GRACE: Duration = Duration::from_secs(5);
 
 /// What a builder is made of.
 #[derive(Debug)]
@@ -94,15 +88,13 @@ impl Builder {
                 (disk.bytes(), serial, Some(disk))
             }
         };
-        let disk = v1::mount_volume_request::Kind::Disk(v1::DiskVolume { serial, read_only: false });
-        let volume = v1::MountVolumeRequest { id: VOLUME.to_owned(), mode: 0o700, gid: 0, kind: Some(disk) };
-        let source = sandbox.while_alive(sandbox.agent().mount_volume(volume)).await?;
+        let source = mount_state(&sandbox, serial).await?;
 
         let tail = Tail::default();
         let container = container(&image, memory_bytes, source)?;
         let io = Io { stderr: Some(Box::new(tail.clone())), ..Io::default() };
         let process = sandbox.create(container, io).await?;
-        config::write(sandbox.agent(), bytes).await?;
+        configure(sandbox.agent(), CONTAINER, bytes).await?;
         sandbox.start(CONTAINER).await?;
         timings.started();
 
@@ -178,31 +170,20 @@ impl Builder {
     /// Ends the machine. A cache disk is kept when it could be unmounted, and dropped otherwise.
     pub async fn stop(mut self) {
         if let Some(disk) = self.cache.take() {
-            match tokio::time::timeout(GRACE, self.write_back()).await {
-                Ok(Ok(())) => {
+            let mut exited = self.exited.clone();
+            let ended = async { drop(exited.wait_for(Option::is_some).await) };
+            match write_back(self.sandbox.agent(), CONTAINER, true, ended).await {
+                Ok(()) => {
                     self.sandbox.kill().await;
                     if let Err(error) = disk.keep() {
                         tracing::warn!(%error, "the build cache is lost");
                     }
                     return;
                 }
-                Ok(Err(error)) => tracing::warn!(%error, "the build cache is lost: it was not unmounted"),
-                Err(_) => tracing::warn!("the build cache is lost: it was not unmounted in time"),
+                Err(error) => tracing::warn!(%error, "the build cache is lost: it was not unmounted"),
             }
         }
         self.sandbox.kill().await;
-    }
-
-    /// Ends buildkitd, so that its databases are closed, and unmounts its disk.
-    async fn write_back(&self) -> Result<()> {
-        let agent = self.sandbox.agent();
-        agent.signal(CONTAINER, "", libc::SIGTERM, false).await?;
-        let mut exited = self.exited.clone();
-        // Killed below when it takes too long: its databases survive that.
-        let _ = tokio::time::timeout(GRACE / 2, exited.wait_for(Option::is_some)).await;
-        agent.delete_container(CONTAINER).await?;
-        agent.unmount_volume(VOLUME).await?;
-        Ok(())
     }
 }
 
@@ -241,19 +222,6 @@ pub async fn connect(agent: &Agent, container: &str, path: &str, deadline: Durat
 
 /// The privileged container of buildkitd.
 fn container(image: &Image, memory_bytes: u64, state: String) -> Result<Container> {
-    let bind = spec::BindMount { source: state, destination: STATE.to_owned(), read_only: false };
-    let wishes = spec::Wishes {
-        entrypoint: Some("buildkitd".to_owned()),
-        command: config::arguments(),
-        // buildkitd then moves itself out of its cgroup's root and can give the controllers on to its steps.
-        env: vec!["BUILDKIT_SETUP_CGROUPV2_ROOT=1".to_owned()],
-        cwd: Some("/".to_owned()),
-        hostname: "buildkit".to_owned(),
-        privileged: true,
-        memory_bytes: Some(memory_bytes),
-        binds: vec![bind],
-        ..spec::Wishes::default()
-    };
     let layers = image.layer_files().iter().map(|layer| {
         let file = layer.file.try_clone();
         file.map(|file| Layer { diff_id: layer.diff_id, file })
@@ -262,7 +230,7 @@ fn container(image: &Image, memory_bytes: u64, state: String) -> Result<Containe
     Ok(Container {
         id: CONTAINER.to_owned(),
         root: Root::Layers { layers, scratch: None },
-        spec: spec::build(&image.config, &wishes)?,
+        spec: spec::build(&image.config, &wishes(memory_bytes, state))?,
         user: String::new(),
         pid_namespace: PidNamespace::Own,
         pid_container: String::new(),

@@ -13,11 +13,11 @@ const QUOTED: usize = 480;
 
 /// The last bytes of a stream. Clones share them.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Tail(Arc<Mutex<VecDeque<u8>>>);
+pub struct Tail(Arc<Mutex<VecDeque<u8>>>);
 
 impl Tail {
     /// The last of it on one bounded, printable line.
-    pub(crate) fn text(&self) -> String {
+    pub fn text(&self) -> String {
         let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let skip = kept.len().saturating_sub(QUOTED);
         let bytes: Vec<u8> = kept.iter().skip(skip).copied().collect();

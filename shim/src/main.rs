@@ -4,6 +4,7 @@
 //! serving process behind, `delete` cleans up from what is on disk alone, everything else happens in [`serve`].
 
 mod bootstrap;
+mod builder;
 mod cgroup;
 mod cleanup;
 mod config;

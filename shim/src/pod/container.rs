@@ -102,6 +102,11 @@ impl Container {
         *self.limits.lock().unwrap_or_else(PoisonError::into_inner) = limits;
     }
 
+    /// Keeps its layers from being removed from their store.
+    fn hold(&self, layers: Vec<LayerFile>) {
+        *self.layers.lock().unwrap_or_else(PoisonError::into_inner) = layers;
+    }
+
     fn execs(&self) -> MutexGuard<'_, HashMap<String, Arc<Process>>> {
         self.execs.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -223,28 +228,14 @@ impl Pod {
         if machine.setup.files.is_some() {
             Files::mount(&self.folder, &mut mounts)?;
         }
+        if let Some(wish) = &machine.builder {
+            let root = self.root(&machine, new, wanted, &layers, None).await?;
+            container.hold(layers);
+            return self.make_builder(&machine, wish, container, host, mounts, root).await;
+        }
         let prepared = machine.volumes.prepare(&new.id, &mounts).await?;
-        let root = match wanted {
-            Wanted::Snapshot(_) => Root::Layers {
-                layers: rootfs::share(&layers)?,
-                scratch: Some((self.config.scratch(), self.config.disks.clone())),
-            },
-            Wanted::Mounts => {
-                tracing::warn!(
-                    container = new.id,
-                    "the image is shared file by file, which is slow: configure the snapshotter \"cloister\" for this runtime"
-                );
-                let mount = |target: &std::path::Path| rootfs::mount(&new.rootfs, target);
-                Root::Share(machine.volumes.share_rootfs(&new.id, mount).await?)
-            }
-            Wanted::Folder(folder) => {
-                let bind = |target: &std::path::Path| {
-                    rustix::mount::mount_bind_recursive(&folder, target)
-                        .with_context(|| format!("cannot share {}", folder.display()))
-                };
-                Root::Share(machine.volumes.share_rootfs(&new.id, bind).await?)
-            }
-        };
+        let scratch = Some((self.config.scratch(), self.config.disks.clone()));
+        let root = self.root(&machine, new, wanted, &layers, scratch).await?;
         let mut block_devices = prepared.blocks;
         for block in spec::blocks(host) {
             let source = block_node(block.number)?;
@@ -265,10 +256,40 @@ impl Pod {
         };
         let io = container.init.open().await?;
         let process = machine.sandbox.create(guest, io).await?;
-        *container.layers.lock().unwrap_or_else(PoisonError::into_inner) = layers;
+        container.hold(layers);
         let follow = Arc::clone(self).follow(machine, Arc::clone(&container.init), process);
         tokio::spawn(follow.in_current_span());
         Ok(())
+    }
+
+    /// A container's root filesystem, made fit for the guest. What is written to one of layers is on a disk of so many bytes
+    /// in a folder, or in memory.
+    async fn root(
+        &self,
+        machine: &Machine,
+        new: &NewContainer,
+        wanted: Wanted,
+        layers: &[LayerFile],
+        scratch: Option<(u64, PathBuf)>,
+    ) -> Result<Root> {
+        Ok(match wanted {
+            Wanted::Snapshot(_) => Root::Layers { layers: rootfs::share(layers)?, scratch },
+            Wanted::Mounts => {
+                tracing::warn!(
+                    container = new.id,
+                    "the image is shared file by file, which is slow: configure the snapshotter \"cloister\" for this runtime"
+                );
+                let mount = |target: &std::path::Path| rootfs::mount(&new.rootfs, target);
+                Root::Share(machine.volumes.share_rootfs(&new.id, mount).await?)
+            }
+            Wanted::Folder(folder) => {
+                let bind = |target: &std::path::Path| {
+                    rustix::mount::mount_bind_recursive(&folder, target)
+                        .with_context(|| format!("cannot share {}", folder.display()))
+                };
+                Root::Share(machine.volumes.share_rootfs(&new.id, bind).await?)
+            }
+        })
     }
 
     /// Whose process ids a new container sees, and which container's if it is one's.

@@ -10,6 +10,7 @@ use tracing::Instrument;
 
 use super::network::{self, Mirrored};
 use super::{Pod, Setup};
+use crate::builder::Wish;
 use crate::cgroup;
 use crate::failure::{Failure, Result};
 use crate::metrics;
@@ -26,6 +27,8 @@ pub struct Machine {
     pub size: tokio::sync::Mutex<(u64, u32)>,
     /// Limits of the whole pod, where they were given.
     pub setup: Setup,
+    /// What it is to be as a builder, if it is one.
+    pub builder: Option<Wish>,
     /// Ends with the machine.
     forwarder: Mutex<Option<Forwarder>>,
     /// Its namespace and what is mirrored there, to be counted.
@@ -72,11 +75,15 @@ impl Pod {
     }
 
     async fn launch(self: &Arc<Self>, setup: Setup) -> Result<u32> {
+        let builder = Wish::of(&setup)?;
         let netns = setup.netns.as_deref().map(Netns::open).transpose().map_err(|error| match error {
             cloister_network::Error::HostNetwork(_) => super::Refused::Network.into(),
             other => Failure::other(other),
         })?;
-        let config = self.machine_config(&setup)?;
+        let mut config = self.machine_config(&setup)?;
+        config.privileged |= builder.is_some();
+        // The monitor is in the namespace all the same, and can reach nothing outside the machine.
+        let netns = netns.filter(|_| builder.as_ref().is_none_or(|wish| wish.network));
         if let Some(files) = &setup.files {
             files.write(&self.folder)?;
         }
@@ -103,7 +110,7 @@ impl Pod {
         let pod = Arc::clone(self);
         tokio::spawn(
             async move {
-                match pod.rise(booting, mirrored, setup, size).await {
+                match pod.rise(booting, mirrored, setup, builder, size).await {
                     Ok(()) => tracing::info!("the machine is up"),
                     Err(failure) => {
                         tracing::error!(%failure, "the machine does not come up");
@@ -140,6 +147,7 @@ impl Pod {
         booting: Booting,
         mirrored: Option<Mirrored>,
         setup: Setup,
+        builder: Option<Wish>,
         size: (u64, u32),
     ) -> Result<()> {
         let (interfaces, taps, netns) = match mirrored {
@@ -178,6 +186,7 @@ impl Pod {
             volumes,
             size: tokio::sync::Mutex::new(size),
             setup,
+            builder,
             forwarder: Mutex::new(forwarder),
             network: netns.map(|netns| (netns, interfaces)),
         });
@@ -195,6 +204,10 @@ impl Pod {
             return Ok(());
         }
         tokio::spawn(Arc::clone(self).watch(Arc::clone(&machine)).in_current_span());
+        if let Some(deadline) = machine.builder.as_ref().and_then(|wish| wish.deadline) {
+            let watch = Arc::clone(self).watch_deadline(Arc::clone(&machine), deadline);
+            tokio::spawn(watch.in_current_span());
+        }
         tokio::spawn(Arc::clone(self).watch_memory(machine).in_current_span());
         Ok(())
     }
@@ -261,14 +274,11 @@ impl Pod {
     /// Ends the machine as gently as its end allows. Every process of the pod has ended afterwards.
     pub async fn stop(&self) {
         let _one = self.stopping.lock().await;
+        self.end_builder().await;
         let stage = self.stage.send_replace(Stage::Gone("the pod was stopped".to_owned()));
         match stage {
             Stage::Running(machine) => {
-                if let Err(error) = self.update(|state| state.phase = Phase::Stopping) {
-                    tracing::warn!("{error:#}");
-                }
-                drop(machine.forwarder.lock().unwrap_or_else(PoisonError::into_inner).take());
-                self.counted.read(&machine).await;
+                self.part_from(&machine).await;
                 machine.sandbox.stop().await;
             }
             Stage::Gone(reason) => {
@@ -284,6 +294,31 @@ impl Pod {
         {
             tracing::warn!("{error:#}");
         }
+    }
+
+    async fn part_from(&self, machine: &Machine) {
+        if let Err(error) = self.update(|state| state.phase = Phase::Stopping) {
+            tracing::warn!("{error:#}");
+        }
+        drop(machine.forwarder.lock().unwrap_or_else(PoisonError::into_inner).take());
+        self.counted.read(machine).await;
+    }
+
+    /// Ends the machine at once and tells nobody; false when that has happened already.
+    pub(super) async fn put_away(&self, reason: &str) -> bool {
+        let mut running = None;
+        self.stage.send_if_modified(|stage| match stage {
+            Stage::Running(machine) => {
+                running = Some(Arc::clone(machine));
+                *stage = Stage::Gone(reason.to_owned());
+                true
+            }
+            _ => false,
+        });
+        let Some(machine) = running else { return false };
+        self.part_from(&machine).await;
+        machine.sandbox.kill().await;
+        true
     }
 
     /// The machine is gone without having been asked.

@@ -1,5 +1,6 @@
 //! One pod: its machine, its containers, their processes.
 
+mod builder;
 mod container;
 mod machine;
 mod network;
@@ -11,13 +12,14 @@ mod standin;
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use tokio::sync::watch;
 
 pub use self::container::{Container, NewContainer};
 pub use self::machine::{Machine, Stage};
 pub use self::setup::{Files, Refused, Setup};
+use crate::builder::Handle;
 use crate::config::Config;
 use crate::events::Events;
 use crate::failure::{Failure, Result};
@@ -40,6 +42,8 @@ pub struct Pod {
     /// The monitor's process id, 0 before there is one.
     pid: AtomicU32,
     containers: Mutex<HashMap<String, Arc<Container>>>,
+    /// Ends its builder, if it is a builder's.
+    builder: OnceLock<Handle>,
     stopping: tokio::sync::Mutex<()>,
     /// Where its last figures go, until they are there.
     last_page: Mutex<Option<PathBuf>>,
@@ -64,6 +68,7 @@ impl Pod {
             stage: watch::channel(Stage::Absent).0,
             pid: AtomicU32::new(0),
             containers: Mutex::default(),
+            builder: OnceLock::new(),
             stopping: tokio::sync::Mutex::default(),
             last_page,
             by_service: AtomicBool::new(false),

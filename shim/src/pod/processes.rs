@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use cloister_sandbox::Error;
+use cloister_sandbox::{Error, Exit};
 use tracing::Instrument;
 
 use super::{Machine, Pod, Stage};
@@ -77,29 +77,7 @@ impl Pod {
         process: Arc<Process>,
         guest: cloister_sandbox::Process,
     ) {
-        let mut broken = 0;
-        let exit = loop {
-            let waited = tokio::select! {
-                waited = guest.wait() => waited,
-                // Told to everyone by who noticed.
-                _ = self.gone() => break None,
-            };
-            match waited {
-                Ok(exit) => break Some(exit),
-                // The agent forgot it: its container was deleted.
-                Err(error) if error.is_not_found() => break None,
-                Err(error) if broken < RETRIES => {
-                    broken += 1;
-                    tracing::debug!(%error, "asking for a process's end again");
-                    tokio::time::sleep(RETRY).await;
-                }
-                Err(error) => {
-                    machine.sandbox.kill().await;
-                    self.lost(&format!("the connection to the guest agent broke: {error}")).await;
-                    break None;
-                }
-            }
-        };
+        let exit = self.exit_of(&machine, &guest).await;
         if let Some(exit) = exit {
             let _order = process.order.lock().await;
             if exit.oom_killed {
@@ -114,6 +92,33 @@ impl Pod {
         }
         process.close();
         guest.drain().await;
+    }
+
+    /// How a process of the guest ended; `None` when nobody can know any more, and everyone was told.
+    pub(super) async fn exit_of(&self, machine: &Machine, guest: &cloister_sandbox::Process) -> Option<Exit> {
+        let mut broken = 0;
+        loop {
+            let waited = tokio::select! {
+                waited = guest.wait() => waited,
+                // Told to everyone by who noticed.
+                _ = self.gone() => return None,
+            };
+            match waited {
+                Ok(exit) => return Some(exit),
+                // The agent forgot it: its container was deleted.
+                Err(error) if error.is_not_found() => return None,
+                Err(error) if broken < RETRIES => {
+                    broken += 1;
+                    tracing::debug!(%error, "asking for a process's end again");
+                    tokio::time::sleep(RETRY).await;
+                }
+                Err(error) => {
+                    machine.sandbox.kill().await;
+                    self.lost(&format!("the connection to the guest agent broke: {error}")).await;
+                    return None;
+                }
+            }
+        }
     }
 
     /// Sends a signal to one process, or to all of a container.
@@ -131,6 +136,9 @@ impl Pod {
             if matches!(number, libc::SIGKILL | libc::SIGTERM | libc::SIGINT | libc::SIGQUIT | libc::SIGHUP) {
                 self.stop().await;
             }
+            return Ok(());
+        }
+        if exec.is_empty() && self.ends_builder(id, number) {
             return Ok(());
         }
         if !exec.is_empty() && process.state() == State::Created {
