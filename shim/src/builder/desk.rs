@@ -21,6 +21,8 @@ use crate::failure::{Failure, Result};
 const CLIENTS: usize = 8;
 /// How long a client may take to say what it wants.
 const GREETING: Duration = Duration::from_secs(5);
+/// How long the log's reader may be away before anything is lost.
+const READER: Duration = Duration::from_secs(10);
 /// The pause after a connection could not be taken.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -59,7 +61,7 @@ impl Desk {
         let input = input.map(pipe::Receiver::from_owned_fd).transpose();
         let input = input.map_err(|error| failed("take the container's input for", error))?;
         let listener = UnixListener::bind(&path).map_err(|error| failed("listen on", error))?;
-        let shared = Arc::new(Shared { log: Log::start(output)?, input: Mutex::new(input), handle });
+        let shared = Arc::new(Shared { log: Log::start(output, READER)?, input: Mutex::new(input), handle });
         Ok(Self { path: path.clone(), task: tokio::spawn(serve(listener, shared)) })
     }
 }
