@@ -27,6 +27,36 @@ pub(crate) fn open_root(path: &Path) -> io::Result<OwnedFd> {
     Ok(rustix::fs::open(path, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
 }
 
+/// How often to look again when folders on the way were moved meanwhile.
+const TRIES: u32 = 64;
+
+/// Opens what stands at `path`, with links followed as if `at` were `/`.
+fn open_in(at: impl AsFd, path: &str, flags: OFlags) -> io::Result<OwnedFd> {
+    let scope = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    for _ in 0..TRIES {
+        match rustix::fs::openat2(&at, path, flags | OFlags::CLOEXEC, Mode::empty(), scope) {
+            // The kernel could not be sure that a `..` stays inside.
+            Err(Errno::AGAIN) => {}
+            opened => return Ok(opened?),
+        }
+    }
+    Err(Errno::AGAIN.into())
+}
+
+/// Opens a folder in `at`, through links that stay in it.
+pub(crate) fn open_inner(at: impl AsFd, path: &str) -> io::Result<OwnedFd> {
+    open_in(at, path, OFlags::DIRECTORY)
+}
+
+/// Opens a regular file in `at` for reading, through links that stay in it. Anything else neither blocks nor acts.
+pub(crate) fn open_followed(at: impl AsFd, path: &str) -> io::Result<File> {
+    let file = open_in(at, path, OFlags::NONBLOCK | OFlags::NOCTTY)?;
+    match FileType::from_raw_mode(rustix::fs::fstat(&file)?.st_mode) {
+        FileType::RegularFile => Ok(file.into()),
+        _ => Err(io::ErrorKind::InvalidInput.into()),
+    }
+}
+
 /// Opens a folder beneath `at`.
 pub(crate) fn open_folder(at: impl AsFd, path: impl rustix::path::Arg) -> io::Result<OwnedFd> {
     let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;

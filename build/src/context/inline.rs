@@ -14,20 +14,37 @@ const MAX_PATH: usize = 4095;
 /// Longest part of a name, in bytes.
 const MAX_PART: usize = 255;
 
+/// A file made of bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InlineFile {
+    /// Relative name with `/` between its parts.
+    pub path: String,
+    /// What is in it.
+    pub bytes: Vec<u8>,
+    /// Permission bits; others are left out.
+    pub mode: u32,
+}
+
+impl From<(String, Vec<u8>)> for InlineFile {
+    fn from((path, bytes): (String, Vec<u8>)) -> Self {
+        Self { path, bytes, mode: 0o644 }
+    }
+}
+
 /// A folder or a file in memory.
 #[derive(Debug)]
 pub(crate) enum Node {
     /// Entries by name, in the order in which they are sent.
     Folder(BTreeMap<String, Node>),
-    /// A file's bytes.
-    File(Arc<[u8]>),
+    /// A file's bytes and permissions.
+    File(Arc<[u8]>, u32),
 }
 
 impl Node {
     /// A folder with these files; folders between them come from the names.
-    pub(crate) fn new(files: impl IntoIterator<Item = (String, Vec<u8>)>) -> Result<Self, ContextError> {
+    pub(crate) fn new(files: impl IntoIterator<Item = InlineFile>) -> Result<Self, ContextError> {
         let mut root = BTreeMap::new();
-        for (path, bytes) in files {
+        for InlineFile { path, bytes, mode } in files {
             let refuse = |why| ContextError::Name(path.clone(), why);
             check(&path).map_err(refuse)?;
             let (folders, name) = path.rsplit_once('/').unwrap_or(("", &path));
@@ -37,7 +54,7 @@ impl Node {
                 let Self::Folder(inner) = inner else { return Err(refuse("a part of it is a file")) };
                 folder = inner;
             }
-            if folder.insert(name.to_owned(), Self::File(bytes.into())).is_some() {
+            if folder.insert(name.to_owned(), Self::File(bytes.into(), mode & 0o777)).is_some() {
                 return Err(refuse("it is there twice"));
             }
         }
@@ -61,11 +78,11 @@ impl Node {
     pub(crate) fn stat(&self) -> Stat {
         match self {
             Self::Folder(_) => Stat { mode: mode::FOLDER | 0o755, ..Stat::default() },
-            Self::File(bytes) => {
+            Self::File(bytes, mode) => {
                 let hash = Sha256::digest(bytes);
                 let part = hash.iter().take(8).fold(0_u64, |sum, byte| sum << 8 | u64::from(*byte));
                 Stat {
-                    mode: 0o644,
+                    mode: *mode,
                     size: i64::try_from(bytes.len()).unwrap_or(i64::MAX),
                     mod_time: (part % 1_000_000_000).cast_signed(),
                     ..Stat::default()
@@ -108,16 +125,16 @@ mod tests {
             &["a/b", "a"],
             &["a", "a"],
         ] {
-            let files = names.iter().map(|name| ((*name).to_owned(), Vec::new()));
+            let files = names.iter().map(|name| ((*name).to_owned(), Vec::new()).into());
             assert!(matches!(Node::new(files), Err(ContextError::Name(..))), "{names:?}");
         }
         let long = "x".repeat(256);
-        assert!(Node::new([(long, Vec::new())]).is_err());
+        assert!(Node::new([(long, Vec::new()).into()]).is_err());
     }
 
     #[test]
     fn other_bytes_of_the_same_size_have_another_time() {
-        let time = |bytes: &[u8]| Node::File(bytes.into()).stat().mod_time;
+        let time = |bytes: &[u8]| Node::File(bytes.into(), 0o644).stat().mod_time;
         assert_ne!(time(b"FROM a"), time(b"FROM b"));
         assert_eq!(time(b"FROM a"), time(b"FROM a"));
     }

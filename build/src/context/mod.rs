@@ -20,6 +20,7 @@ mod walk;
 pub use clean::clean;
 pub use error::ContextError;
 pub use ignore_file::{MAX_FILE, MAX_LINE, read_ignore_file};
+pub use inline::InlineFile;
 pub use patterns::{Below, PatternError, Patterns};
 pub use service::FileSyncService;
 pub use tree::Context;

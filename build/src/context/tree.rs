@@ -2,7 +2,7 @@
 
 use std::ffi::CString;
 use std::fs::File;
-use std::io;
+use std::io::{self, Read as _};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use bollard_buildkit_proto::fsutil::types::Stat;
 use rustix::fs::FileType;
 
 use super::disk::{self, Identity};
-use super::inline::Node;
+use super::inline::{InlineFile, Node};
 use super::{ContextError, MAX_ENTRIES, Patterns};
 
 /// A tree of files that a build may ask for by name. Cheap to clone.
@@ -38,7 +38,41 @@ impl Context {
 
     /// Files made of bytes: relative names with `/` between their parts; folders come from the names.
     pub fn inline(files: impl IntoIterator<Item = (String, Vec<u8>)>) -> Result<Self, ContextError> {
+        Self::files(files.into_iter().map(InlineFile::from))
+    }
+
+    /// The same with permissions.
+    pub fn files(files: impl IntoIterator<Item = InlineFile>) -> Result<Self, ContextError> {
         Ok(Self { tree: Tree::Bytes(Arc::new(Node::new(files)?)), ignored: None })
+    }
+
+    /// The folder `inner` of `root`. Links in `inner` are followed as if `root` were `/`, so that none leads out of it.
+    pub fn within(root: impl AsRef<Path>, inner: &str) -> Result<Self, ContextError> {
+        let root = root.as_ref();
+        let open = || disk::open_inner(disk::open_root(root)?, if inner.is_empty() { "." } else { inner });
+        let folder =
+            open().map_err(|error| ContextError::Open(format!("{inner:?} of {}", root.display()), error))?;
+        Ok(Self { tree: Tree::Disk(Arc::new(folder)), ignored: None })
+    }
+
+    /// The bytes of a regular file, at most `limit`. Links are followed as if the context were `/`.
+    ///
+    /// # Errors
+    /// `FileTooLarge`, `InvalidInput` for what is no regular file, or what the system says.
+    pub fn read(&self, path: &str, limit: u64) -> io::Result<Vec<u8>> {
+        let file = match &self.tree {
+            Tree::Disk(root) => disk::open_followed(root, path)?,
+            Tree::Bytes(root) => match root.at(path)? {
+                Node::File(bytes, _) if bytes.len() as u64 > limit => {
+                    return Err(io::ErrorKind::FileTooLarge.into());
+                }
+                Node::File(bytes, _) => return Ok(bytes.to_vec()),
+                Node::Folder(_) => return Err(io::ErrorKind::InvalidInput.into()),
+            },
+        };
+        let mut bytes = Vec::new();
+        file.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
+        if bytes.len() as u64 > limit { Err(io::ErrorKind::FileTooLarge.into()) } else { Ok(bytes) }
     }
 
     /// The same without what `patterns` mean, whatever a build asks for.
@@ -84,7 +118,7 @@ impl Tree {
             }
             Self::Bytes(root) => match root.at(path)? {
                 Node::Folder(_) => Ok(Folder::Bytes(root.clone(), path.to_owned())),
-                Node::File(_) => Err(io::ErrorKind::NotADirectory.into()),
+                Node::File(..) => Err(io::ErrorKind::NotADirectory.into()),
             },
         }
     }
@@ -94,7 +128,7 @@ impl Tree {
         match self {
             Self::Disk(root) => Ok(Content::File(disk::open_file(root, path)?)),
             Self::Bytes(root) => match root.at(path)? {
-                Node::File(bytes) => Ok(Content::Bytes(bytes.clone())),
+                Node::File(bytes, _) => Ok(Content::Bytes(bytes.clone())),
                 Node::Folder(_) => Err(io::ErrorKind::IsADirectory.into()),
             },
         }
@@ -124,7 +158,7 @@ impl Folder {
                 let names = entries.iter().map(|(name, node)| {
                     let kind = match node {
                         Node::Folder(_) => FileType::Directory,
-                        Node::File(_) => FileType::RegularFile,
+                        Node::File(..) => FileType::RegularFile,
                     };
                     Ok(Name { raw: CString::new(name.as_str())?, kind })
                 });

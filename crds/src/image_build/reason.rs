@@ -86,6 +86,7 @@ reasons! {
     // What another attempt would not change.
     InvalidSpec         false "The spec contradicts itself in a way that no rule of the schema could see."
     SourceNotFound      false "The source, or what it refers to, does not exist."
+    SourceInvalid       false "The source is of a kind that is not taken, is damaged, or goes over a bound."
     SourceMismatch      false "The source does not have the digest that the spec says."
     SecretNotFound      false "A Secret or ConfigMap, or a key of it, does not exist."
     AccessDenied        false "A registry, repository or server refused the credentials."
