@@ -81,6 +81,9 @@ pub struct Wanted {
     /// Build it belongs to; builds of one namespace may take names from each other
     #[arg(long, value_name = "NAMESPACE/NAME", default_value = "local/image")]
     build: String,
+    /// Uid of its `ImageBuild`: where builds are driven, the image goes when that does
+    #[arg(long, value_name = "UID")]
+    object: Option<String>,
     /// Keep it from the kubelet's garbage collection
     #[arg(long)]
     pin: bool,
@@ -91,8 +94,8 @@ pub struct Wanted {
 
 impl From<Wanted> for Request {
     fn from(wanted: Wanted) -> Self {
-        let Wanted { names, digest, build, pin, replace } = wanted;
-        Self { build, object: None, names, digest, pin, replace }
+        let Wanted { names, digest, build, object, pin, replace } = wanted;
+        Self { build, object, names, digest, pin, replace }
     }
 }
 

@@ -15,6 +15,7 @@ mod import;
 mod listen;
 mod metrics;
 mod mounts;
+mod placed;
 mod route;
 mod snapshots;
 

@@ -27,4 +27,5 @@ mod drift;
 mod hostile;
 mod measure;
 mod nodes;
+mod placed;
 mod pods;

@@ -9,6 +9,7 @@ use self::cluster::Cluster;
 use crate::config::Config;
 use crate::containerd::Containerd;
 use crate::import::Importer;
+use crate::placed::Placement;
 
 /// Settings of `cloister-node builds`.
 #[derive(Debug, clap::Args)]
@@ -27,8 +28,8 @@ pub async fn run(args: Args, config: Config) -> Result<()> {
     let work = async {
         let version = client.apiserver_version().await.context("the API server does not answer")?;
         tracing::info!(version = version.git_version, node, "connected");
-        let _ = &importer;
-        std::future::pending::<Result<()>>().await
+        let port = config.images.map(|address| address.port());
+        Placement::new(client.clone(), importer, node, port).run().await
     };
     tokio::select! {
         result = work => result?,

@@ -40,6 +40,11 @@ impl Scope {
         self.list_images(format!("labels.{label:?}=={value:?}")).await
     }
 
+    /// The references with this label, whatever its value.
+    pub async fn images_with(&self, label: &str) -> Result<Vec<Named>> {
+        self.list_images(format!("labels.{label:?}")).await
+    }
+
     /// The references that stand for an image.
     pub async fn images_of(&self, digest: &str) -> Result<Vec<Named>> {
         self.list_images(format!("target.digest=={digest:?}")).await

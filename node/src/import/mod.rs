@@ -4,10 +4,11 @@
 //! snapshots, a lease that records what has to be there ([`record`]), references, the CRI's answer.
 
 mod archive;
+pub mod check;
 pub mod heal;
 pub mod hold;
 mod kubelet;
-mod names;
+pub mod names;
 pub mod record;
 mod settle;
 mod tar;
@@ -47,7 +48,7 @@ pub struct Importer {
 }
 
 /// An image that a build made.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Request {
     /// `NAMESPACE/NAME` of the build. Only builds of one namespace may take names from each other.
     pub build: String,
@@ -185,10 +186,24 @@ impl Importer {
     /// Lets the kubelet's collection have a build's image, or not.
     pub async fn pin(&self, build: &str, pin: bool) -> Result<()> {
         let record = Record { pin, ..self.record(build).await? };
-        self.change(&record, &settle::Mode::Change).await.map(drop)
+        self.settle_anew(&record, &settle::Mode::Change).await.map(drop)
     }
 
-    async fn change(&self, record: &Record, mode: &settle::Mode) -> Result<Ready> {
+    /// Gives the image that a build has here the names and the pin of the request, which is for the same digest.
+    ///
+    /// # Errors
+    /// When its content is not here, or a name is invalid or somebody else's.
+    pub async fn rename(&self, request: &Request) -> Result<Ready> {
+        let names = self.check(request)?;
+        let Record { top, from, .. } = self.record(&request.build).await?;
+        if top.digest != request.digest {
+            return Err(Error::Precondition(format!("build {}: its image is {}", request.build, top.digest)));
+        }
+        let record = request.record(top, names, from);
+        self.settle_anew(&record, &settle::Mode::Import { replace: request.replace }).await
+    }
+
+    async fn settle_anew(&self, record: &Record, mode: &settle::Mode) -> Result<Ready> {
         let whole = walk::walk(&self.scope, &record.top).await?;
         let whole = whole.map_err(|blob| Error::NotFound(format!("blob {}", blob.digest)))?;
         let (hold, scope) = self.hold().await?;

@@ -204,7 +204,7 @@ impl Importer {
     }
 }
 
-fn is_right(named: &Named, record: &Record) -> bool {
+pub(super) fn is_right(named: &Named, record: &Record) -> bool {
     let pinned = named.labels.get(PINNED.0).is_some_and(|value| value == PINNED.1);
     // Two builds may have made the same image under one name: the first one's label stays.
     let (of, same) = (named.labels.get(BUILD), named.digest == record.top.digest.to_string());
