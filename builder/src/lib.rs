@@ -10,7 +10,9 @@ mod config;
 mod error;
 mod guest;
 mod image;
+mod limits;
 mod log;
+mod oom;
 pub mod pod;
 mod timings;
 
@@ -28,7 +30,9 @@ pub use self::cache::{CacheDisk, Caches};
 pub use self::error::{Error, Result};
 pub use self::guest::{STATE, configure, mount_state, unmount_state, wishes, write_back};
 pub use self::image::{HIDDEN, ImageSource, load};
+pub use self::limits::{limit, steps_memory};
 pub use self::log::Tail;
+pub use self::oom::{Kills, Memory};
 pub use self::timings::Timings;
 
 /// The container's name in its guest.
@@ -69,6 +73,7 @@ pub struct Builder {
     cache: Option<CacheDisk>,
     timings: Timings,
     memory_bytes: u64,
+    kills: Kills,
 }
 
 impl Builder {
@@ -100,8 +105,10 @@ impl Builder {
 
         let (sender, exited) = watch::channel(None);
         let watcher = tokio::spawn(watch_exit(process, image, sender));
-        let mut builder = Self { sandbox, tail, exited, watcher, cache, timings, memory_bytes };
+        let kills = Kills::watch(sandbox.agent(), CONTAINER).await?;
+        let mut builder = Self { sandbox, tail, exited, watcher, cache, timings, memory_bytes, kills };
         builder.listen(deadline).await?;
+        limit(builder.sandbox.agent(), CONTAINER, memory_bytes).await?;
         builder.timings.ready();
         Ok(builder)
     }
@@ -145,11 +152,10 @@ impl Builder {
         }
     }
 
-    /// Whether a process was killed because memory ran out: the bytes there are, and the most that were in use.
-    pub async fn out_of_memory(&self) -> Option<Memory> {
-        let stats = self.sandbox.agent().stats(CONTAINER).await.ok()?;
-        let peak = stats.memory_peak_bytes.min(self.memory_bytes);
-        (stats.oom_kills > 0).then_some(Memory { limit: self.memory_bytes, peak })
+    /// Whether a process was killed because memory ran out, at `since` or later: the bytes there are, and the most that
+    /// were in use.
+    pub async fn out_of_memory(&self, since: Instant) -> Option<Memory> {
+        self.kills.since(self.sandbox.agent(), CONTAINER, self.memory_bytes, since).await
     }
 
     /// The last that buildkitd wrote, on one printable line.
@@ -191,15 +197,6 @@ impl Drop for Builder {
     fn drop(&mut self) {
         self.watcher.abort();
     }
-}
-
-/// Memory of a builder in bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Memory {
-    /// What there is.
-    pub limit: u64,
-    /// The most that was in use at once.
-    pub peak: u64,
 }
 
 /// Connects to a unix socket of a container as soon as something listens there, with growing pauses between attempts.

@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cloister_builder::{self as builder, Builder, Caches, Error, ImageSource, Settings, State};
 use cloister_image::{Image, Silent, Store};
@@ -79,7 +79,7 @@ async fn exec(builder: &Builder, name: &str, script: &str) -> u8 {
 
 #[tokio::test]
 async fn buildkitd_is_ready_and_listens_on_its_socket_only() {
-    let lab = Lab::new();
+    let (lab, begun) = (Lab::new(), Instant::now());
     let builder = Builder::start(lab.settings(512 * MIB, lab.scratch()), lab.image()).await.unwrap();
     let timings = builder.timings();
     println!("boot {:?}, start {:?}, ready {:?}", timings.boot, timings.start, timings.ready);
@@ -90,7 +90,7 @@ async fn buildkitd_is_ready_and_listens_on_its_socket_only() {
     let workers = "buildctl --addr unix:///run/buildkit/buildkitd.sock debug workers -v | grep -q overlayfs";
     assert_eq!(exec(&builder, "c", workers).await, 0);
     assert_eq!(exec(&builder, "d", "grep -q memory /sys/fs/cgroup/cgroup.subtree_control").await, 0);
-    assert_eq!(builder.out_of_memory().await, None);
+    assert_eq!(builder.out_of_memory(begun).await, None);
     builder.stop().await;
 }
 
@@ -114,14 +114,15 @@ async fn a_buildkitd_that_does_not_come_up_says_why() {
 
 #[tokio::test]
 async fn memory_that_runs_out_is_told_with_the_peak() {
-    let lab = Lab::new();
+    let (lab, begun) = (Lab::new(), Instant::now());
     let memory = 192 * MIB;
     let builder = Builder::start(lab.settings(memory, lab.scratch()), lab.image()).await.unwrap();
     // Each takes its memory at once; together they take more than there is.
     let hog =
         "for i in 1 2 3 4 5 6; do tail -c 60m /dev/zero >/dev/null & done; timeout 15 sh -c wait; sleep 5";
     exec(&builder, "hog", hog).await;
-    let told = builder.out_of_memory().await.unwrap();
+    let told = builder.out_of_memory(begun).await.unwrap();
+    assert_eq!(builder.out_of_memory(Instant::now() + Duration::from_secs(9)).await, None);
     assert!(told.limit == memory && told.peak > memory / 2 && told.peak <= memory, "{told:?}");
     builder.stop().await;
 }

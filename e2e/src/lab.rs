@@ -95,21 +95,8 @@ impl Lab {
     /// Runs the command to its end and gives the largest resident set it had, in bytes.
     pub fn run_watched(&self, args: &[&str]) -> Result<(Output, u64)> {
         let mut command = self.cloister();
-        command.args(args).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let child = command.spawn().with_context(|| format!("cannot start cloister {args:?}"))?;
-        let status = PathBuf::from(format!("/proc/{}/status", child.id()));
-        // Ends by itself: the file loses the line when the process does.
-        let watcher = std::thread::spawn(move || {
-            let mut peak = 0;
-            while let Some(kib) = high_water_kib(&status) {
-                peak = peak.max(kib << 10);
-                std::thread::sleep(Duration::from_millis(2));
-            }
-            peak
-        });
-        let output = child.wait_with_output()?;
-        let peak = watcher.join().map_err(|_| anyhow::anyhow!("the watcher died"))?;
-        Ok((output, peak))
+        command.args(args);
+        watched(command)
     }
 
     /// Runs the command, which must succeed, and returns its standard output.
@@ -120,6 +107,25 @@ impl Lab {
         }
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
+}
+
+/// Runs a command to its end and gives the largest resident set it had, in bytes.
+pub fn watched(mut command: Command) -> Result<(Output, u64)> {
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = command.spawn().with_context(|| format!("cannot start {command:?}"))?;
+    let status = PathBuf::from(format!("/proc/{}/status", child.id()));
+    // Ends by itself: the file loses the line when the process does.
+    let watcher = std::thread::spawn(move || {
+        let mut peak = 0;
+        while let Some(kib) = high_water_kib(&status) {
+            peak = peak.max(kib << 10);
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        peak
+    });
+    let output = child.wait_with_output()?;
+    let peak = watcher.join().map_err(|_| anyhow::anyhow!("the watcher died"))?;
+    Ok((output, peak))
 }
 
 fn high_water_kib(status: &Path) -> Option<u64> {

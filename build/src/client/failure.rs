@@ -3,6 +3,7 @@
 //! buildkitd adds details to its status as JSON, of types that `solver/errdefs` in its source names.
 
 use std::fmt;
+use std::time::Duration;
 
 use bollard_buildkit_proto::google::rpc;
 use cloister_image::base64;
@@ -18,8 +19,10 @@ const AROUND: usize = 2;
 /// Lines of an excerpt, and bytes of each.
 const MAX_LINES: usize = 24;
 const MAX_LINE: usize = 400;
-/// What a shell reports of a process that was killed with signal 9.
-const KILLED: u32 = 137;
+/// What buildkitd says, in lower case, when a step was killed for lack of memory. The exit code alone does not tell.
+const MEMORY: [&str; 4] = ["out of memory", "cannot allocate memory", "oom-kill", "oom kill"];
+/// What stands between a step's own words and why it failed.
+const COMMAND_END: &str = "did not complete successfully: ";
 
 /// A failed build.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -32,6 +35,8 @@ pub struct Failure {
     pub exit_code: Option<u32>,
     /// The last lines it wrote.
     pub log_tail: Vec<String>,
+    /// How long it ran, if that is known; the guest says so.
+    pub time: Option<Duration>,
     /// The place in the Dockerfile, as lines to show.
     pub excerpt: Vec<String>,
 }
@@ -47,6 +52,11 @@ impl fmt::Display for Failure {
 }
 
 impl Failure {
+    /// [`Self::message`] without the command that it quotes, which can have any words in it.
+    pub fn reason(&self) -> &str {
+        self.message.rsplit_once(COMMAND_END).map_or(&self.message, |(_, reason)| reason)
+    }
+
     /// Everything there is to tell, over several lines: the step's last lines, the place in the Dockerfile, the message.
     pub fn report(&self) -> String {
         let mut lines = Vec::new();
@@ -71,13 +81,13 @@ pub(super) fn failure(status: &Status, tracker: &Tracker) -> Error {
     let failure = Box::new(Failure {
         step: failed.as_ref().map(|failed| failed.name.clone()),
         exit_code,
+        time: failed.as_ref().and_then(|failed| failed.time),
         log_tail: failed.map(|failed| failed.tail).unwrap_or_default(),
         excerpt: details.excerpt,
         message,
     });
-    let words = failure.message.to_ascii_lowercase();
-    let memory = ["out of memory", "cannot allocate memory", "oom-kill", "oom kill"];
-    if exit_code == Some(KILLED) || memory.iter().any(|word| words.contains(word)) {
+    let words = failure.reason().to_ascii_lowercase();
+    if MEMORY.iter().any(|word| words.contains(word)) {
         Error::OutOfMemory(failure)
     } else {
         Error::Failed(failure)
@@ -222,10 +232,17 @@ mod tests {
     }
 
     #[test]
-    fn a_killed_process_ran_out_of_memory() {
-        for message in ["x: exit code: 137", "x: exit code: 137: context", "fork: Cannot allocate memory"] {
-            let error = failure(&status(message, &[]), &Tracker::default());
-            assert!(matches!(error, Error::OutOfMemory(_)), "{message}");
+    fn memory_ran_out_when_buildkitd_says_so_and_not_when_a_command_does() {
+        let step = |command: &str, reason: &str| {
+            let message = format!("process \"{command}\" did not complete successfully: {reason}");
+            failure(&status(&message, &[]), &Tracker::default())
+        };
+        let error = step("make", "exit code: 137: cannot allocate memory");
+        assert!(matches!(error, Error::OutOfMemory(_)) && error.failure().unwrap().exit_code == Some(137));
+        for (command, code) in [("kill -9 $$", 137), ("echo out of memory; exit 3", 3)] {
+            let error = step(command, &format!("exit code: {code}"));
+            assert!(matches!(error, Error::Failed(_)), "{command}");
+            assert_eq!(error.failure().unwrap().exit_code, Some(code));
         }
     }
 

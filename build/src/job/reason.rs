@@ -68,7 +68,9 @@ impl Reason {
         }
         let mut words = error.to_string();
         if let Some(failure) = error.failure() {
-            for more in failure.log_tail.iter().chain([&failure.message]) {
+            // Without the command, which can have any words in it.
+            words = failure.reason().to_owned();
+            for more in &failure.log_tail {
                 words.push('\n');
                 words.push_str(more);
             }
@@ -108,6 +110,14 @@ mod tests {
         let table = [
             (failed("x: exit code: 3", Some(3), &["so far"]), Reason::Step),
             (failed("x: exit code: 1", Some(1), &["wget: bad address 'a.example'"]), Reason::NoNetwork),
+            (
+                failed(
+                    "process \"echo no such host\" did not complete successfully: exit code: 1",
+                    Some(1),
+                    &[],
+                ),
+                Reason::Step,
+            ),
             (failed("x: exit code: 1", Some(1), &["dd: No space left on device"]), Reason::DiskFull),
             (failed("mkdir /x: no space left on device", None, &[]), Reason::DiskFull),
             (failed(lookup, None, &[]), Reason::BaseImage),

@@ -40,6 +40,8 @@ pub struct FailedStep {
     pub name: String,
     /// The last lines it wrote.
     pub tail: Vec<String>,
+    /// How long it ran, if that is known.
+    pub time: Option<Duration>,
 }
 
 /// What is known of a build so far.
@@ -60,6 +62,7 @@ struct Step {
     name: String,
     started: Option<Moment>,
     ended: Option<Outcome>,
+    completed: Option<Moment>,
     parts: HashMap<String, Part>,
     streams: [Partial; 2],
     log_bytes: u64,
@@ -111,7 +114,8 @@ impl Tracker {
         let failed = |step: &&Step| matches!(step.ended, Some(Outcome::Error { .. }));
         let step = known.filter(|step| step.number > 0).or_else(|| self.steps.iter().find(failed))?;
         let tail = step.tail.iter().cloned().collect();
-        Some(FailedStep { step: step.number, name: step.name.clone(), tail })
+        let time = step.started.zip(step.completed).map(|(start, end)| end.since(start));
+        Some(FailedStep { step: step.number, name: step.name.clone(), tail, time })
     }
 
     /// The place of a step, made when it is new and there is room.
@@ -175,6 +179,7 @@ impl Tracker {
         let step = self.number(index, events);
         self.flush(index, Some(completed), events);
         self.steps[index].ended = Some(outcome.clone());
+        self.steps[index].completed = Some(completed);
         events.push(Event::End { step, outcome });
     }
 

@@ -58,6 +58,9 @@ pub struct BuildArgs {
     /// Processors of the build
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub cpus: u32,
+    /// Most seconds a build may take, once its machine is up
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    pub timeout: Option<u64>,
     /// Print how long each part took on standard error
     #[arg(long)]
     pub timings: bool,

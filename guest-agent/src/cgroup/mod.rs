@@ -10,6 +10,8 @@ use crate::error::{Context, Error, Kind, Result};
 
 /// Where cgroup v2 is mounted.
 pub const ROOT: &str = "/sys/fs/cgroup";
+/// Bytes of the name of a cgroup below a container's.
+const NAME: usize = 64;
 
 /// A cgroup by its path in the file system.
 #[derive(Clone, Debug)]
@@ -47,6 +49,20 @@ impl Cgroup {
     /// The cgroup everything is in.
     pub fn root() -> Self {
         Self { path: ROOT.into() }
+    }
+
+    /// The cgroup of this name right below, made when it is not there.
+    ///
+    /// # Errors
+    /// When that is no name, or the kernel refuses.
+    pub fn below(&self, name: &str) -> Result<Self> {
+        let byte = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-');
+        if name.len() > NAME || !name.bytes().all(byte) {
+            return Err(Error::invalid(format!("{name:?} is no name of a cgroup")));
+        }
+        let path = self.path.join(name);
+        fs::create_dir_all(&path).context(|| format!("make the cgroup {}", path.display()))?;
+        Ok(Self { path })
     }
 
     /// The path an OCI spec has for it.
@@ -221,5 +237,13 @@ mod tests {
         assert_eq!(value(events, "oom_kill"), 2);
         assert_eq!(value(events, "oom"), 3);
         assert_eq!(value(events, "kill"), 0);
+    }
+
+    #[test]
+    fn a_name_leads_to_no_other_cgroup() {
+        let cgroup = Cgroup { path: "/nowhere".into() };
+        for name in [".", "..", "a/b", "cgroup.procs", "a b", &"x".repeat(NAME + 1)] {
+            assert!(matches!(cgroup.below(name), Err(error) if error.kind == Kind::Invalid), "{name:?}");
+        }
     }
 }

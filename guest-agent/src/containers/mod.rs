@@ -7,6 +7,7 @@ mod pids;
 mod process;
 mod signal;
 mod stdio;
+mod update;
 
 use std::collections::HashMap;
 use std::fs;

@@ -1,16 +1,27 @@
-//! Out-of-memory kills, as the kernel announces them on `memory.events`.
+//! Out-of-memory kills, as the kernel announces them on `memory.events`, and those that the kernel shrinks from
+//! (Documentation/accounting/psi.rst).
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::time::{Duration, Instant};
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{broadcast, watch};
 
 use crate::cgroup::Cgroup;
+use crate::error::{Context, Result};
 use crate::reaper::Exit;
 
 /// Events that a slow listener may be behind.
 const BACKLOG: usize = 256;
+
+/// A stall: in 10 s (the longest window there is) all processes waited for memory for 6 s at once; microseconds.
+const STALL: &[u8] = b"full 6000000 10000000\0";
+/// Two stalls within this time are one that goes on. The kernel tells of one for each window.
+const AGAIN: Duration = Duration::from_secs(15);
+/// How long killed processes may take to be gone.
+const KILL: Duration = Duration::from_secs(10);
 
 /// Tells who was hit.
 pub struct Watch {
@@ -61,5 +72,50 @@ impl Watch {
             }
             tell();
         });
+    }
+
+    /// Kills what is in a cgroup of the container when it stalls and goes on stalling, until the container's init process
+    /// ends.
+    ///
+    /// # Errors
+    /// When the kernel does not watch it.
+    pub fn end_stalled(
+        &self,
+        id: &str,
+        cgroup: &Cgroup,
+        mut ended: watch::Receiver<Option<Exit>>,
+    ) -> Result<()> {
+        let path = cgroup.path().join("memory.pressure");
+        let what = || format!("watch {}", path.display());
+        let mut file = OpenOptions::new().read(true).write(true).open(&path).context(what)?;
+        file.write_all(STALL).context(what)?;
+        // SAFETY: the AsyncFd owns the file, which is neither replaced nor closed while registered.
+        let file = unsafe { AsyncFd::register_with_interest(file, Interest::PRIORITY) };
+        let file = file.map_err(std::io::Error::from).context(what)?;
+        let (id, cgroup, events) = (id.to_owned(), cgroup.clone(), self.events.clone());
+        tokio::spawn(async move {
+            let mut last: Option<Instant> = None;
+            loop {
+                tokio::select! {
+                    ready = file.ready(Interest::PRIORITY) => match ready {
+                        Ok(mut guard) => guard.clear_ready(),
+                        Err(_) => return,
+                    },
+                    _ = ended.wait_for(Option::is_some) => return,
+                }
+                let goes_on = last.is_some_and(|last| last.elapsed() < AGAIN);
+                last = (!goes_on).then(Instant::now);
+                if goes_on {
+                    tracing::warn!(container = id, "processes only wait for memory: they are killed");
+                    let _ = events.send(id.clone()); // nobody may be listening
+                    let cgroup = cgroup.clone();
+                    let killed = tokio::task::spawn_blocking(move || cgroup.kill(KILL)).await;
+                    if let Ok(Err(error)) = killed {
+                        tracing::warn!(%error, container = id, "processes that wait for memory are not gone");
+                    }
+                }
+            }
+        });
+        Ok(())
     }
 }

@@ -184,7 +184,8 @@ impl Service for Agent {
     ) -> Answer<v1::UpdateContainerResponse> {
         let request = request.into_inner();
         let container = self.containers.get(&request.container_id)?;
-        blocking(move || container.cgroup.update(&request.resources).map(|()| v1::UpdateContainerResponse {}))
+        let containers = Arc::clone(&self.containers);
+        blocking(move || containers.update(&container, &request).map(|()| v1::UpdateContainerResponse {}))
             .await
     }
 

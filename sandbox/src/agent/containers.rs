@@ -191,9 +191,29 @@ impl Agent {
     /// # Errors
     /// When the agent refuses; what was changed before the refused value stays.
     pub async fn update_container(&self, id: &str, resources: &LinuxResources) -> Result<(), Error> {
+        self.update_cgroup(id, "", resources, false).await
+    }
+
+    /// Sets limits of the cgroup `name` right below a container's, made when it is not there. With `end_stalled` its
+    /// processes are killed, as for lack of memory, when they do nothing any more but wait for memory.
+    ///
+    /// # Errors
+    /// When the agent refuses; what was changed before the refused value stays.
+    pub async fn update_cgroup(
+        &self,
+        id: &str,
+        name: &str,
+        resources: &LinuxResources,
+        end_stalled: bool,
+    ) -> Result<(), Error> {
         let resources = serde_json::to_vec(resources)
             .map_err(|error| Error::Spec(oci_spec::OciSpecError::SerDe(error)))?;
-        let request = v1::UpdateContainerRequest { container_id: id.to_owned(), resources };
+        let request = v1::UpdateContainerRequest {
+            container_id: id.to_owned(),
+            resources,
+            cgroup: name.to_owned(),
+            end_stalled,
+        };
         call("change the container's limits", QUICK, self.client.clone().update_container(request)).await?;
         Ok(())
     }

@@ -118,7 +118,7 @@ pub async fn run(global: &Global, args: BuildArgs) -> Result<u8> {
             code
         }
         Err((None, error)) => {
-            let told = failure::tell(&builder, &error, args.cache_size).await;
+            let told = failure::tell(&builder, &error, args.cache_size, begun).await;
             builder.stop().await;
             eprintln!("{told}");
             FAILED
@@ -164,6 +164,7 @@ async fn build(
         labels: inputs.labels.clone(),
         platforms: args.registry.platform.clone().into_iter().collect(),
         no_cache: if args.no_cache { NoCache::All } else { NoCache::Off },
+        deadline: args.timeout.map(Duration::from_secs),
         ..Solve::default()
     };
     let key = args.context.canonicalize().unwrap_or_else(|_| args.context.clone());

@@ -1,75 +1,14 @@
-//! `cloister build`: a Dockerfile becomes an image of this machine in a microVM without a network, and `run` runs it.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests are tests")]
+//! Builds that succeed, fail or are given up.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use cloister_e2e::{Lab, Leftovers, lab, pod_images};
+use cloister_e2e::Leftovers;
 use rustix::process::{Pid, Signal, kill_process};
 
-/// A store with a small base image, and folders of contexts.
-struct Site {
-    lab: Lab,
-    contexts: tempfile::TempDir,
-}
-
-impl Site {
-    fn new() -> Self {
-        let lab = Lab::new().unwrap();
-        let archive = pod_images::archives(&[pod_images::BUSYBOX]).unwrap().remove(0);
-        lab.ok(&["image", "import", "base", "-i", &archive.to_string_lossy()]).unwrap();
-        Self { lab, contexts: tempfile::tempdir().unwrap() }
-    }
-
-    fn context(&self, name: &str, files: &[(&str, &str)]) -> PathBuf {
-        let folder = self.contexts.path().join(name);
-        for (path, content) in files {
-            let path = folder.join(path);
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(path, content).unwrap();
-        }
-        folder
-    }
-
-    fn command(&self, context: &Path, options: &[&str]) -> Command {
-        let script = lab::checkout().join("scripts/builder-image.sh");
-        let made = Command::new(script).stderr(Stdio::null()).output().unwrap();
-        let builder = String::from_utf8(made.stdout).unwrap();
-        let mut command = self.lab.cloister();
-        command.args(["build", "--progress", "plain", "-m", "384m", "--cache-size", "400m", "--builder"]);
-        command.arg(builder.trim()).args(options).arg(context);
-        command
-    }
-
-    fn build(&self, context: &Path, options: &[&str]) -> Output {
-        let output = self.command(context, options).output().unwrap();
-        eprintln!("{}", String::from_utf8_lossy(&output.stderr));
-        output
-    }
-
-    /// What is there now and was not, besides the store, the cache and the folder of all machines.
-    fn left(&self, before: &Leftovers) -> Vec<String> {
-        let root = self.lab.root();
-        let kept =
-            ["blobs", "layers", "locks", "cache", "index.json", "run/.lock"].map(|name| root.join(name));
-        let kept = kept.map(|path| path.display().to_string());
-        let run = format!("{}/run", root.display());
-        let mut new = before.new_since(root, Duration::from_secs(3)).unwrap();
-        new.retain(|fact| !kept.iter().any(|path| fact.contains(path)) && !fact.ends_with(&run));
-        new
-    }
-
-    fn images(&self) -> String {
-        self.lab.ok(&["image", "ls"]).unwrap()
-    }
-}
-
-fn text(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
+use crate::site::{Site, text};
 
 #[test]
 fn a_dockerfile_becomes_an_image_that_runs_and_a_second_build_takes_its_steps_from_the_cache() {

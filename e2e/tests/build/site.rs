@@ -1,0 +1,113 @@
+//! A store with a small base image, and builds into it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use cloister_e2e::{Lab, Leftovers, lab, pod_images};
+
+/// Most memory of `cloister build`, whatever a build does, in bytes.
+const MEMORY: u64 = 128 << 20;
+
+/// A build that failed.
+pub struct Refused {
+    /// Everything it said.
+    pub said: String,
+    /// How long it took.
+    pub time: Duration,
+}
+
+impl Refused {
+    /// The last line that begins with the command's name: why it failed.
+    pub fn reason(&self) -> &str {
+        self.said.lines().rfind(|line| line.starts_with("cloister: ")).unwrap_or_default()
+    }
+}
+
+/// The builder image of this machine.
+pub fn builder() -> PathBuf {
+    // Finding out which version there is takes apt seconds.
+    static IMAGE: OnceLock<PathBuf> = OnceLock::new();
+    let find = || {
+        let script = lab::checkout().join("scripts/builder-image.sh");
+        let made = Command::new(script).stderr(Stdio::null()).output().unwrap();
+        PathBuf::from(String::from_utf8(made.stdout).unwrap().trim())
+    };
+    IMAGE.get_or_init(find).clone()
+}
+
+/// A store with a small base image, and folders of contexts.
+pub struct Site {
+    pub lab: Lab,
+    pub contexts: tempfile::TempDir,
+}
+
+impl Site {
+    pub fn new() -> Self {
+        let lab = Lab::new().unwrap();
+        let archive = pod_images::archives(&[pod_images::BUSYBOX]).unwrap().remove(0);
+        lab.ok(&["image", "import", "base", "-i", &archive.to_string_lossy()]).unwrap();
+        Self { lab, contexts: tempfile::tempdir().unwrap() }
+    }
+
+    pub fn context(&self, name: &str, files: &[(&str, &str)]) -> PathBuf {
+        let folder = self.contexts.path().join(name);
+        for (path, content) in files {
+            let path = folder.join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, content).unwrap();
+        }
+        folder
+    }
+
+    pub fn command(&self, context: &Path, options: &[&str]) -> Command {
+        let mut command = self.lab.cloister();
+        command.args(["build", "--progress", "plain", "-m", "384m", "--cache-size", "400m"]);
+        // Options may name another builder.
+        command.env("CLOISTER_BUILDER", builder()).args(options).arg(context);
+        command
+    }
+
+    pub fn build(&self, context: &Path, options: &[&str]) -> Output {
+        let output = self.command(context, options).output().unwrap();
+        eprintln!("{}", String::from_utf8_lossy(&output.stderr));
+        output
+    }
+
+    /// Builds what is made to harm, which must fail and leave nothing.
+    pub fn refuses(&self, context: &Path, options: &[&str]) -> Refused {
+        let images = self.images();
+        let before = Leftovers::below(self.lab.root()).unwrap();
+        let begun = Instant::now();
+        let (output, peak) = lab::watched(self.command(context, options)).unwrap();
+        let (time, said) = (begun.elapsed(), text(&output));
+        let end = String::from_utf8_lossy(&output.stderr[output.stderr.len().saturating_sub(4000)..]);
+        eprintln!("{} KiB of progress, peak {} MiB, {time:.1?}: …{end}", said.len() >> 10, peak >> 20);
+        assert_eq!(output.status.code(), Some(1), "{end}");
+        assert!(peak < MEMORY, "peak {} MiB", peak >> 20);
+        assert_eq!((self.images(), self.left(&before)), (images, Vec::new()));
+        Refused { said, time }
+    }
+
+    /// What is there now and was not, besides the store, the cache and the folder of all machines.
+    pub fn left(&self, before: &Leftovers) -> Vec<String> {
+        let root = self.lab.root();
+        let kept =
+            ["blobs", "layers", "locks", "cache", "index.json", "run/.lock"].map(|name| root.join(name));
+        let kept = kept.map(|path| path.display().to_string());
+        let run = format!("{}/run", root.display());
+        let mut new = before.new_since(root, Duration::from_secs(3)).unwrap();
+        new.retain(|fact| !kept.iter().any(|path| fact.contains(path)) && !fact.ends_with(&run));
+        new
+    }
+
+    pub fn images(&self) -> String {
+        self.lab.ok(&["image", "ls"]).unwrap()
+    }
+}
+
+pub fn text(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
