@@ -15,7 +15,9 @@ mod terminal;
 mod value;
 mod vm;
 
+use std::ffi::OsString;
 use std::io::IsTerminal;
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -24,6 +26,27 @@ use tracing_subscriber::EnvFilter;
 use args::{Cli, Command};
 
 fn main() -> ExitCode {
+    let mut words = std::env::args_os();
+    let called = words.next().unwrap_or_default();
+    match Path::new(&called).file_name().and_then(|name| name.to_str()) {
+        Some(command::kube::PLUGIN) => kube(words),
+        Some(command::kube::COMPLETION) => ExitCode::from(command::kube::complete(words)),
+        _ => cloister(),
+    }
+}
+
+/// `kubectl cloister …`.
+fn kube(arguments: impl Iterator<Item = OsString>) -> ExitCode {
+    match command::kube::run(arguments) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            eprintln!("cloister: {}", output::one_line(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn cloister() -> ExitCode {
     let cli = Cli::parse();
     let filter = EnvFilter::try_new(&cli.global.log_level);
     let bad_filter = filter.is_err();

@@ -25,7 +25,8 @@ pub fn list<T: Serialize, const N: usize>(
     if format == Format::Json {
         return json(&items);
     }
-    print(&columns(head, items.iter().map(row).collect()))
+    let rows: Vec<_> = items.iter().map(|item| Vec::from(row(item))).collect();
+    print(&columns(&head, &rows))
 }
 
 /// Prints text; a closed pipe is the reader's way to say it has seen enough.
@@ -37,18 +38,19 @@ pub fn print(text: &str) -> Result<()> {
     }
 }
 
-fn columns<const N: usize>(head: [&str; N], rows: Vec<[String; N]>) -> String {
-    let head = head.map(str::to_owned);
-    let mut widths = [0; N];
+/// Rows under a head, as wide as their widest cell; each has as many cells as the head.
+pub fn columns(head: &[&str], rows: &[Vec<String>]) -> String {
+    let head: Vec<_> = head.iter().map(|&cell| cell.to_owned()).collect();
+    let mut widths = vec![0; head.len()];
     for row in rows.iter().chain(std::iter::once(&head)) {
         for (width, cell) in widths.iter_mut().zip(row) {
             *width = (*width).max(cell.chars().count());
         }
     }
     let mut text = String::new();
-    for row in std::iter::once(&head).chain(&rows) {
+    for row in std::iter::once(&head).chain(rows) {
         let mut line = String::new();
-        for (cell, width) in row.iter().zip(widths) {
+        for (cell, width) in row.iter().zip(&widths) {
             line.push_str(&format!("{cell:width$}   "));
         }
         text.push_str(line.trim_end());
@@ -101,8 +103,8 @@ mod tests {
 
     #[test]
     fn columns_line_up() {
-        let rows = vec![["a".to_owned(), "1".to_owned()], ["longer".to_owned(), "22".to_owned()]];
-        assert_eq!(columns(["NAME", "N"], rows), "NAME     N\na        1\nlonger   22\n");
+        let rows = [["a", "1"], ["longer", "22"]].map(|row| row.map(str::to_owned).to_vec());
+        assert_eq!(columns(&["NAME", "N"], &rows), "NAME     N\na        1\nlonger   22\n");
     }
 
     #[test]

@@ -34,6 +34,16 @@ impl Signals {
             None => std::future::pending().await,
         }
     }
+
+    /// The exit code of the next signal that ends a command.
+    pub async fn interrupted(&mut self) -> u8 {
+        loop {
+            let number = self.next().await;
+            if matches!(number, libc::SIGINT | libc::SIGTERM | libc::SIGHUP | libc::SIGQUIT) {
+                return crate::exit::of_signal(number);
+            }
+        }
+    }
 }
 
 /// The number of a signal by name or number: `SIGTERM`, `term`, `15`, `SIGRTMIN+3`.

@@ -31,6 +31,9 @@ pub enum ContextError {
     /// A pattern of the build.
     #[error(transparent)]
     Pattern(#[from] PatternError),
+    /// Its archive can't be written.
+    #[error("writing the archive of the context: {0}")]
+    Archive(io::Error),
     /// Links that lead to links without an end.
     #[error("{0:?} of the context stands for too many links")]
     Links(String),

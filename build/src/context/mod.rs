@@ -1,6 +1,7 @@
 //! What BuildKit asks of the side that has the files: folders named by the build, filtered by the patterns it sends,
 //! one entry after the other, and the bytes of the files it lacks.
 
+mod archive;
 mod clean;
 mod disk;
 mod error;
@@ -17,6 +18,7 @@ mod service;
 mod tree;
 mod walk;
 
+pub use archive::{Archived, archive};
 pub use clean::clean;
 pub use error::ContextError;
 pub use ignore_file::{MAX_FILE, MAX_LINE, read_ignore_file};

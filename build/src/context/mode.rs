@@ -41,6 +41,12 @@ pub(crate) fn from_unix(mode: u32) -> u32 {
     special.iter().filter(|(unix, _)| mode & unix != 0).fold(kind | mode & 0o777, |sum, (_, go)| sum | go)
 }
 
+/// Permissions and special bits as a `struct stat` and an archive have them.
+pub(crate) fn to_unix(mode: u32) -> u32 {
+    let special = [(0o4000, SETUID), (0o2000, SETGID), (0o1000, STICKY)];
+    special.iter().filter(|(_, go)| mode & go != 0).fold(mode & 0o777, |sum, (unix, _)| sum | unix)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -59,6 +65,7 @@ mod tests {
             (0o140_755, 0o755 | 1 << 24),
         ] {
             assert_eq!(from_unix(unix), go, "{unix:o}");
+            assert_eq!(to_unix(go), unix & 0o7777, "{unix:o}");
         }
         assert!(is_regular(from_unix(0o107_777)) && !is_regular(from_unix(0o140_755)));
     }

@@ -2,6 +2,7 @@
 
 pub mod build;
 pub mod image;
+pub mod kube;
 pub mod run;
 
 use std::path::PathBuf;
@@ -84,6 +85,13 @@ pub enum Command {
         /// Folder to write one page for each command to
         #[arg(long, value_name = "DIR")]
         dir: Option<PathBuf>,
+    },
+    /// What `kubectl cloister` does. Hidden: it speaks kubectl's words, whose -o and -n mean other things than here
+    #[command(name = "kube", hide = true, disable_help_flag = true)]
+    Kube {
+        /// Its command line
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGUMENTS")]
+        arguments: Vec<std::ffi::OsString>,
     },
     /// The process that owns one virtual machine; started by `run`
     #[command(name = "__supervise", hide = true)]

@@ -6,6 +6,7 @@ mod copy;
 mod doctor;
 mod exec;
 mod image;
+pub mod kube;
 mod list;
 mod logs;
 mod remove;
@@ -56,6 +57,7 @@ pub fn run(cli: Cli) -> Result<u8> {
                 .with_context(|| format!("cannot write manual pages to {}", dir.display()))?;
             Ok(0)
         }
+        Command::Kube { arguments } => kube::run(arguments.into_iter()),
         Command::Supervise { channel, lock } => done(supervise::main(channel, lock)),
     }
 }

@@ -21,7 +21,7 @@ pub use environment::{
     Resources,
 };
 pub use output::{ArchiveFormat, ArchiveOutput, BuildOutput, PushOutput};
-pub use policy::{BaseImageTrigger, History, ScheduleTrigger, Triggers};
+pub use policy::{BaseImageTrigger, History, REBUILD, ScheduleTrigger, Triggers};
 pub use reason::{BuildReason, ConditionType};
 pub use source::{
     BuildSecret, BuildSource, ClaimSource, ConfigMapSource, GitSource, HttpSource, InlineFile, InlineSource,

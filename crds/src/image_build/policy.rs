@@ -30,6 +30,9 @@ fn kept() -> i32 {
     3
 }
 
+/// A new value of this annotation starts an attempt, unless [`Triggers::annotation`] names another one.
+pub const REBUILD: &str = "cloister.dev/rebuild";
+
 /// What else than a changed spec starts a new attempt.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]

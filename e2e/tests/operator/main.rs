@@ -2,6 +2,7 @@
 //! driver, by the contract that `operator/README.md` states.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests are tests")]
 
+mod kubectl;
 mod kubelet;
 mod life;
 mod many;

@@ -1,10 +1,12 @@
 //! Whether another attempt should start, and when.
 
-use cloister_crds::{Attempt, BuildReason, ConditionType, ImageBuild, ImageBuildStatus, TriggerKind};
+use cloister_crds::{
+    Attempt, BuildReason, ConditionType, ImageBuild, ImageBuildStatus, REBUILD, TriggerKind,
+};
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 
-use super::{REBUILD, Settings};
+use super::Settings;
 use crate::cron::Schedule;
 use cloister_crds::fingerprint::fingerprint;
 

@@ -21,7 +21,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 pub use attempt::{BuildPod, PodPhase};
 pub use due::{Due, due, is_running, next_due};
 pub use owned::owned;
-pub use types::{Action, Event, FINALIZER, Observed, Plan, REBUILD, Settings, Turn};
+pub use types::{Action, Event, FINALIZER, Observed, Plan, Settings, Turn};
 
 use conditions::State;
 

@@ -7,8 +7,6 @@ use super::BuildPod;
 
 /// The finalizer of a build: its pods end before it does.
 pub const FINALIZER: &str = "cloister.dev/image-build";
-/// A new value of this annotation starts an attempt, unless `spec.triggers.annotation` names another one.
-pub const REBUILD: &str = "cloister.dev/rebuild";
 
 /// What is seen of the world around a build.
 #[derive(Debug, Clone, Default)]

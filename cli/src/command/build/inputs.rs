@@ -111,7 +111,7 @@ fn dockerfile(args: &BuildArgs) -> Result<Vec<(String, Vec<u8>)>> {
 }
 
 /// `KEY=VALUE`s; without a value it is this process's, if it has one and `inherit` says so.
-fn pairs(option: &str, given: &[String], inherit: bool) -> Result<BTreeMap<String, String>> {
+pub fn pairs(option: &str, given: &[String], inherit: bool) -> Result<BTreeMap<String, String>> {
     let mut all = BTreeMap::new();
     for text in given {
         match text.split_once('=') {
@@ -129,7 +129,7 @@ fn pairs(option: &str, given: &[String], inherit: bool) -> Result<BTreeMap<Strin
 }
 
 /// The fields of `key=value,key=value`.
-fn fields<'a>(option: &str, text: &'a str) -> Result<BTreeMap<&'a str, &'a str>> {
+pub fn fields<'a>(option: &str, text: &'a str) -> Result<BTreeMap<&'a str, &'a str>> {
     text.split(',')
         .map(|field| {
             field.split_once('=').with_context(|| format!("{option} {text}: `{field}` is not KEY=VALUE"))

@@ -5,7 +5,7 @@
 
 mod bases;
 mod failure;
-mod inputs;
+pub(super) mod inputs;
 mod machine;
 mod parts;
 

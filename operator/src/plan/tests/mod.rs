@@ -5,7 +5,7 @@ mod images;
 mod life;
 mod starts;
 
-use cloister_crds::{Failure, NodeImage, NodeState};
+use cloister_crds::{Failure, NodeImage, NodeState, REBUILD};
 
 use super::*;
 use crate::fixture::{at, build};
