@@ -39,6 +39,8 @@ pub struct Failure {
     pub time: Option<Duration>,
     /// The place in the Dockerfile, as lines to show.
     pub excerpt: Vec<String>,
+    /// The first of these lines that is meant, counted from 1.
+    pub line: Option<usize>,
 }
 
 impl fmt::Display for Failure {
@@ -84,6 +86,7 @@ pub(super) fn failure(status: &Status, tracker: &Tracker) -> Error {
         time: failed.as_ref().and_then(|failed| failed.time),
         log_tail: failed.map(|failed| failed.tail).unwrap_or_default(),
         excerpt: details.excerpt,
+        line: details.line,
         message,
     });
     let words = failure.reason().to_ascii_lowercase();
@@ -104,6 +107,7 @@ fn exit_code(message: &str) -> Option<u32> {
 struct Details {
     vertex: Option<String>,
     excerpt: Vec<String>,
+    line: Option<usize>,
 }
 
 impl Details {
@@ -120,7 +124,9 @@ impl Details {
                 details.vertex = vertex.ok().map(|vertex| vertex.digest).or(details.vertex);
             } else if detail.type_url.ends_with("errdefs.Source+json") && details.excerpt.is_empty() {
                 let source = serde_json::from_slice::<Source>(&detail.value);
-                details.excerpt = source.map(|source| source.excerpt()).unwrap_or_default();
+                let Ok(source) = source else { continue };
+                details.excerpt = source.excerpt();
+                details.line = source.ranges.iter().map(|range| range.start.line).min();
             }
         }
         details
@@ -216,7 +222,7 @@ mod tests {
         let error =
             failure(&status(message, &[source("FROM x\nRUN a\nRUN exit 3\n", 3, 3)]), &Tracker::default());
         let failure = error.failure().unwrap();
-        assert_eq!(failure.exit_code, Some(3));
+        assert_eq!((failure.exit_code, failure.line), (Some(3), Some(3)));
         assert_eq!(
             failure.excerpt,
             [

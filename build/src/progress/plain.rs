@@ -24,6 +24,11 @@ impl<W: Write> Plain<W> {
         Self { out, names: HashMap::new(), current: None, written: false }
     }
 
+    /// What it writes onto.
+    pub fn get_mut(&mut self) -> &mut W {
+        &mut self.out
+    }
+
     /// Writes one line of a step, after its name when another step was at work.
     fn line(&mut self, step: u32, text: &str) -> io::Result<()> {
         self.enter(step)?;

@@ -5,10 +5,12 @@ use std::io;
 use std::os::unix::fs::FileExt;
 
 use cloister_layer::digest::Digest;
+use serde_json::json;
 
 use super::archive;
-use crate::error::{Error, Result};
-use crate::store::{Image, Store};
+use crate::error::{Error, IoContext, Result};
+use crate::oci::{OCI_CONFIG, OCI_LAYER, OCI_MANIFEST};
+use crate::store::{Image, LayerFile, Store};
 
 /// An image as blobs: its manifest, its config, its layers.
 #[derive(Debug)]
@@ -71,6 +73,30 @@ pub fn blobs(store: &Store, image: &Image) -> Result<Blobs> {
     let manifest = contents.manifest.ok_or_else(missing)?;
     let blobs = contents.blobs(store, image)?;
     Ok(Blobs { manifest, blobs })
+}
+
+/// An image made of its config and its layers' file systems, lowest first, for which no manifest is known: the layers come
+/// uncompressed.
+pub fn of_layers(config: Vec<u8>, layers: &[LayerFile]) -> Result<Blobs> {
+    let mut blobs = Vec::with_capacity(layers.len() + 2);
+    let mut descriptors = Vec::with_capacity(layers.len());
+    for layer in layers {
+        let range = layer.tar()?;
+        let file = layer.file.try_clone().at("open", &layer.path)?;
+        descriptors.push(json!({"mediaType": OCI_LAYER, "digest": layer.diff_id, "size": range.len}));
+        blobs.push((layer.diff_id, Blob::part(file, range.offset, range.len)));
+    }
+    let digest = Digest::of(&config);
+    let manifest = json!({
+        "schemaVersion": 2,
+        "mediaType": OCI_MANIFEST,
+        "config": {"mediaType": OCI_CONFIG, "digest": digest, "size": config.len()},
+        "layers": descriptors,
+    });
+    let manifest = manifest.to_string().into_bytes();
+    let of = Digest::of(&manifest);
+    blobs.extend([(digest, Blob::bytes(config)), (of, Blob::bytes(manifest))]);
+    Ok(Blobs { manifest: of, blobs })
 }
 
 #[cfg(test)]

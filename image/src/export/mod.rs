@@ -12,7 +12,7 @@ use cloister_layer::digest::Digest;
 use crate::error::{Error, Result};
 use crate::store::{Image, Store};
 
-pub use blobs::{Blob, Blobs, blobs};
+pub use blobs::{Blob, Blobs, blobs, of_layers};
 pub use output::Output;
 
 /// What to write.

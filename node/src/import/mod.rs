@@ -8,6 +8,7 @@ pub mod check;
 pub mod heal;
 pub mod hold;
 mod kubelet;
+pub mod local;
 pub mod names;
 pub mod record;
 mod settle;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use cloister_image::export::{Blob, blobs};
+use cloister_image::export::{Blob, Blobs, blobs};
 use cloister_image::{Digest, Image, Store};
 
 use crate::client::error::Result;
@@ -15,9 +15,13 @@ pub struct Offer(Arc<BTreeMap<Digest, Arc<Blob>>>);
 impl Offer {
     /// Everything that `image` is made of, and the digest of the manifest to ask for.
     pub fn image(store: &Store, image: &Image) -> Result<(Self, Digest)> {
-        let found = blobs(store, image)?;
+        Ok(Self::blobs(blobs(store, image)?))
+    }
+
+    /// The blobs of one image, and the digest of the manifest to ask for.
+    pub fn blobs(found: Blobs) -> (Self, Digest) {
         let blobs = found.blobs.into_iter().map(|(digest, blob)| (digest, Arc::new(blob)));
-        Ok((Self(Arc::new(blobs.collect())), found.manifest))
+        (Self(Arc::new(blobs.collect())), found.manifest)
     }
 
     pub(super) fn blob(&self, digest: &Digest) -> Option<Arc<Blob>> {

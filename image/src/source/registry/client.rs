@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io::Read;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use ureq::Body;
@@ -25,7 +25,7 @@ const TICK: Duration = Duration::from_millis(50);
 #[derive(Debug)]
 pub(super) struct Client {
     pub(super) http: Http,
-    pub(super) config: DockerConfig,
+    pub(super) config: Arc<DockerConfig>,
     pub(super) endpoints: Vec<Endpoint>,
     pub(super) repository: String,
     pub(super) timeouts: Timeouts,

@@ -101,6 +101,25 @@ impl DockerConfig {
         })
     }
 
+    /// The credentials that `documents` hold, docker configurations that somebody else wrote: no helper that they name is
+    /// run. Of two for the same place the first counts.
+    ///
+    /// # Errors
+    /// When one is no docker configuration; the message does not quote it.
+    pub fn of<'a>(documents: impl IntoIterator<Item = &'a [u8]>) -> Result<Self> {
+        let mut all = Self::default();
+        for text in documents {
+            let one: Self = serde_json::from_slice(text).map_err(|error| {
+                let why = format!("not a docker configuration, line {}", error.line());
+                Error::invalid("credentials of registries", why)
+            })?;
+            for (place, entry) in one.auths {
+                all.auths.entry(place).or_insert(entry);
+            }
+        }
+        Ok(all)
+    }
+
     /// Credentials for a repository, from the most specific entry.
     pub fn get(&self, registry: &str, repository: &str) -> Result<Option<Credentials>> {
         let server = if registry == crate::reference::DEFAULT_REGISTRY { DOCKER_HUB_KEY } else { registry };
@@ -254,6 +273,18 @@ mod tests {
             Some(Credentials::IdentityToken("tok".to_owned()))
         );
         assert_eq!(config.get("reg", "x").unwrap(), None);
+    }
+
+    #[test]
+    fn strangers_configurations_name_no_helpers() {
+        let first = br#"{"auths":{"reg:5000":{"auth":"dTpw"}},"credsStore":"x","credHelpers":{"other":"y"}}"#;
+        let second = br#"{"auths":{"reg:5000":{"auth":"YTpi"},"more":{"auth":"YTpi"}}}"#;
+        let all = DockerConfig::of([&first[..], &second[..]]).unwrap();
+        assert_eq!(all.get("reg:5000", "x").unwrap(), password("u", "p"));
+        assert_eq!(all.get("more", "x").unwrap(), password("a", "b"));
+        assert_eq!(all.get("other", "x").unwrap(), None);
+        let error = DockerConfig::of([&b"hunter2"[..]]).unwrap_err().to_string();
+        assert!(!error.contains("hunter2"), "{error}");
     }
 
     #[test]

@@ -16,7 +16,7 @@ mod retry;
 
 use std::io::Read;
 use std::path::PathBuf;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use cloister_layer::digest::Digest;
 
@@ -46,6 +46,8 @@ pub struct PullOptions {
     pub ca_cert: Option<PathBuf>,
     /// Docker configuration to use instead of the user's own.
     pub authfile: Option<PathBuf>,
+    /// Credentials to use instead of any file's.
+    pub credentials: Option<Arc<DockerConfig>>,
     /// Hosts to ask first.
     pub mirrors: Mirrors,
     /// How long the network may take.
@@ -66,7 +68,10 @@ pub fn pull(
         store,
         client: Client {
             http: Http::new(options.ca_cert.as_deref(), &options.timeouts)?,
-            config: DockerConfig::load(options.authfile.as_deref())?,
+            config: match &options.credentials {
+                Some(config) => config.clone(),
+                None => Arc::new(DockerConfig::load(options.authfile.as_deref())?),
+            },
             endpoints: options.mirrors.endpoints(reference, options.plain_http)?,
             repository: reference.repository().to_owned(),
             timeouts: options.timeouts,

@@ -1,0 +1,135 @@
+//! The images a build begins from, on this node's side of the session: the build has neither network nor credentials.
+//!
+//! Looked for in containerd (what pods of this node can run, which includes the images of other builds), then in the
+//! image store, then at their registry. What is here is used as kubelet uses it with `IfNotPresent`: whoever may build on a
+//! node may begin from the images that it has.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use cloister_build::client::Offer;
+use cloister_build::dockerfile;
+use cloister_build::job::Base;
+use cloister_crds::{BaseImage, BuildReason, Failure};
+use cloister_image::source::registry::{DockerConfig, PullOptions, pull};
+use cloister_image::{Digest, Error, Platform, Reference, Silent, Store, export, import};
+
+use super::failure::failure;
+use crate::blocking;
+use crate::containerd::scope::Scope;
+use crate::import::local;
+
+/// Most images of one build.
+const MOST: usize = 64;
+
+/// Where images come from.
+#[derive(Debug)]
+pub struct Sources {
+    /// This node's containerd.
+    pub scope: Scope,
+    /// This node's image store.
+    pub store: Store,
+    /// Credentials of registries.
+    pub credentials: Arc<DockerConfig>,
+    /// Certificates to trust beside the system's.
+    pub certificates: Option<PathBuf>,
+}
+
+/// Images to offer, and what they were.
+#[derive(Debug, Default)]
+pub struct Bases {
+    /// For the session.
+    pub offered: Vec<Base>,
+    /// For the status.
+    pub observed: Vec<BaseImage>,
+}
+
+impl Sources {
+    /// Every image that the Dockerfile names. `log` hears what takes time.
+    ///
+    /// # Errors
+    /// When one is nowhere, or can't be pulled.
+    pub async fn find(
+        &self,
+        text: &str,
+        args: &BTreeMap<String, String>,
+        mut log: impl FnMut(String),
+    ) -> Result<Bases, Failure> {
+        let mut bases = Bases::default();
+        for name in dockerfile::images(text, args).into_iter().take(MOST) {
+            // What is no reference, BuildKit refuses with the line it stands in.
+            let Ok(reference) = name.parse::<Reference>() else { continue };
+            let (offer, manifest, digest) = match self.here(&reference).await? {
+                Some(found) => found,
+                None => {
+                    log(format!("pulling {reference}\n"));
+                    self.pull(&reference).await?
+                }
+            };
+            bases.observed.push(BaseImage { image: reference.to_string(), digest: digest.to_string() });
+            bases.offered.push(Base { reference, offer, manifest });
+        }
+        Ok(bases)
+    }
+
+    /// The image, the manifest to ask for, and the digest that its name stands for.
+    async fn here(&self, reference: &Reference) -> Result<Option<(Offer, Digest, Digest)>, Failure> {
+        let unusable = |error: &dyn std::fmt::Display| {
+            failure(BuildReason::ImportFailed, format!("base image {reference}: {error}"))
+        };
+        let found = local::find(&self.scope, &reference.to_string(), &Platform::host()).await;
+        if let Some(image) = found.map_err(|error| unusable(&error))? {
+            let store = self.store.clone();
+            let offered = blocking::run(move || {
+                let layers = image.layers.iter().map(|diff_id| store.open_layer(diff_id));
+                let Some(layers) = layers.collect::<Result<Option<Vec<_>>, _>>()? else { return Ok(None) };
+                let (offer, manifest) = Offer::blobs(export::of_layers(image.config, &layers)?);
+                Ok(Some((offer, manifest, image.top)))
+            });
+            if let Some(offered) = offered.await.map_err(|error| unusable(&error))? {
+                return Ok(Some(offered));
+            }
+        }
+        let (store, name) = (self.store.clone(), reference.to_string());
+        let offered = blocking::run(move || match store.open_image(&name) {
+            Ok(image) => offer(&store, &image).map(Some),
+            Err(Error::NoSuchImage(_)) => Ok(None),
+            Err(error) => Err(error.into()),
+        });
+        offered.await.map_err(|error| unusable(&error))
+    }
+
+    async fn pull(&self, reference: &Reference) -> Result<(Offer, Digest, Digest), Failure> {
+        let options = PullOptions {
+            ca_cert: self.certificates.clone(),
+            credentials: Some(self.credentials.clone()),
+            import: import::Options { threads: Some(1), ..import::Options::default() },
+            ..PullOptions::default()
+        };
+        let (store, wanted) = (self.store.clone(), reference.clone());
+        let pulled = blocking::run(move || {
+            let record = pull(&store, &wanted, None, &options, &Silent)?;
+            offer(&store, &store.open_image(&record.name)?)
+        });
+        pulled.await.map_err(|error| {
+            let text = error.to_string();
+            let words = text.to_ascii_lowercase();
+            let any = |list: &[&str]| list.iter().any(|word| words.contains(word));
+            let reason = if any(&["401", "403", "unauthorized", "denied", "forbidden"]) {
+                BuildReason::AccessDenied
+            } else if any(&["404", "not found", "no image for", "unknown"]) {
+                BuildReason::BaseImageNotFound
+            } else {
+                BuildReason::RegistryUnavailable
+            };
+            failure(reason, format!("base image {reference} is not on this node, and pulling it failed: {text}"))
+        })
+    }
+}
+
+fn offer(store: &Store, image: &cloister_image::Image) -> crate::error::Result<(Offer, Digest, Digest)> {
+    let digest = image.record.index.unwrap_or(image.record.manifest);
+    let (offer, manifest) = Offer::blobs(export::blobs(store, image)?);
+    Ok((offer, manifest, digest))
+}

@@ -1,0 +1,117 @@
+//! Why an attempt failed, as its status says it.
+
+use cloister_build::client::Error as Build;
+use cloister_build::job::Reason;
+use cloister_crds::{BuildReason, Failure};
+use cloister_sandbox::printable;
+
+use crate::error::Error;
+
+/// Most bytes of a message and of a step's name, as the schema has it.
+const MESSAGE: usize = 4096;
+const STEP: usize = 1024;
+
+/// What is known of the machine when a build fails.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Memory {
+    /// Whether the kernel killed a process for want of memory.
+    pub killed: bool,
+    /// Bytes there are.
+    pub limit: u64,
+    /// The most bytes that were in use.
+    pub peak: u64,
+}
+
+/// A failure with this reason.
+pub fn failure(reason: BuildReason, message: impl AsRef<str>) -> Failure {
+    Failure { reason, message: cut(message.as_ref(), MESSAGE), ..Failure::default() }
+}
+
+/// A failure of the solve.
+pub fn of_build(error: &Build, memory: Memory, disk: u64, network: bool) -> Failure {
+    use BuildReason as R;
+    let (reason, help) = match Reason::of(error, memory.killed) {
+        Reason::OutOfMemory => {
+            let (peak, limit) = (mebibytes(memory.peak), mebibytes(memory.limit));
+            (R::OutOfMemory, format!("the build used {peak} of {limit}; raise spec.resources.limits.memory: "))
+        }
+        Reason::DiskFull => {
+            let disk = mebibytes(disk);
+            (R::OutOfDisk, format!("the build's disk of {disk} is full; raise spec.cache.size: "))
+        }
+        Reason::NoNetwork if !network => {
+            (R::NetworkDisabled, "steps have no network unless spec.network is Egress: ".to_owned())
+        }
+        Reason::BaseImage => (R::BaseImageNotFound, String::new()),
+        Reason::Dockerfile => (R::DockerfileInvalid, String::new()),
+        Reason::NoNetwork | Reason::Step | Reason::Failed => (R::StepFailed, String::new()),
+        Reason::Canceled => (R::Cancelled, String::new()),
+        Reason::Deadline => (R::DeadlineExceeded, String::new()),
+        Reason::Lost => (R::BuilderLost, String::new()),
+        Reason::Output => (R::DigestMismatch, String::new()),
+    };
+    let mut failure = failure(reason, format!("{help}{error}"));
+    if let Some(known) = error.failure() {
+        failure.step = known.step.as_deref().map(|step| cut(step, STEP));
+        failure.exit_code = known.exit_code.and_then(|code| i32::try_from(code).ok()).filter(|code| *code < 256);
+        failure.line = known.line.and_then(|line| i32::try_from(line).ok()).filter(|line| *line > 0);
+    }
+    failure.memory_peak_bytes = i64::try_from(memory.peak).ok().filter(|peak| *peak > 0);
+    failure
+}
+
+/// A failure of the import.
+pub fn of_import(error: &Error) -> Failure {
+    let reason = match error {
+        // The archive is a guest's.
+        Error::Invalid(_) => BuildReason::DigestMismatch,
+        Error::Exists(_) => BuildReason::InvalidSpec,
+        _ => BuildReason::ImportFailed,
+    };
+    failure(reason, format!("import: {error}"))
+}
+
+fn mebibytes(bytes: u64) -> String {
+    format!("{} MiB", bytes >> 20)
+}
+
+/// `text` on one line of at most `max` bytes.
+fn cut(text: &str, max: usize) -> String {
+    let mut text = printable(text);
+    text.truncate(text.floor_char_boundary(max));
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use cloister_build::client::Failure as Step;
+
+    use super::*;
+
+    #[test]
+    fn a_failed_step_is_told_with_its_code_and_line() {
+        let step = Step {
+            message: "did not complete successfully: exit code: 3".into(),
+            step: Some("[2/2] RUN exit 3".into()),
+            exit_code: Some(3),
+            line: Some(2),
+            ..Step::default()
+        };
+        let error = Build::Failed(Box::new(step));
+        let told = of_build(&error, Memory::default(), 1 << 30, false);
+        assert_eq!((told.reason, told.exit_code, told.line), (BuildReason::StepFailed, Some(3), Some(2)));
+        let memory = Memory { killed: true, limit: 512 << 20, peak: 512 << 20 };
+        let told = of_build(&error, memory, 1 << 30, false);
+        assert_eq!((told.reason, told.memory_peak_bytes), (BuildReason::OutOfMemory, Some(512 << 20)));
+        assert!(told.message.contains("512 MiB of 512 MiB"), "{}", told.message);
+    }
+
+    #[test]
+    fn what_may_pass_is_tried_again_and_nothing_else() {
+        let lost = of_build(&Build::Lost("gone".into()), Memory::default(), 0, false);
+        assert!(lost.reason.is_retried());
+        assert!(of_import(&Error::Containerd("away".into())).reason.is_retried());
+        assert!(!of_import(&Error::Invalid("a lie".into())).reason.is_retried());
+        assert!(failure(BuildReason::StepFailed, "x\n".repeat(9000)).message.len() <= MESSAGE);
+    }
+}

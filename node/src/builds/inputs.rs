@@ -1,0 +1,151 @@
+//! What the pod mounts for us: kubelet's folders on this host, whose contents a tenant wrote. Only regular files, all of them
+//! bounded.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{ErrorKind, Read};
+use std::path::{Path, PathBuf};
+
+use cloister_build::client::{Secret, Secrets};
+use cloister_crds::{BuildReason, Failure, ImageBuildSpec, KeyRef, SecretKind};
+use cloister_image::source::registry::DockerConfig;
+
+use super::failure::failure;
+
+/// Most bytes of the frozen spec; the API server's own limit is less.
+const MAX_SPEC: u64 = 4 << 20;
+/// Most bytes of a Secret's key.
+const MAX_VALUE: u64 = 1 << 20;
+/// Key of a Secret with docker's credentials.
+const DOCKER: &str = ".dockerconfigjson";
+
+/// The folders by what the pod calls them, such as `secrets/NAME`.
+#[derive(Debug, Clone)]
+pub struct Mounts(BTreeMap<PathBuf, PathBuf>);
+
+impl Mounts {
+    /// As the shim tells them.
+    pub fn new(mounts: BTreeMap<PathBuf, PathBuf>) -> Self {
+        Self(mounts)
+    }
+
+    /// The same for the source's room.
+    pub fn all(&self) -> &BTreeMap<PathBuf, PathBuf> {
+        &self.0
+    }
+
+    /// The spec as it was when the attempt started.
+    pub fn spec(&self) -> Result<ImageBuildSpec, String> {
+        let text = self.value(Path::new("spec"), cloister_crds::build_pod::SPEC, MAX_SPEC)?;
+        serde_json::from_slice(&text.ok_or("there is none")?).map_err(|error| error.to_string())
+    }
+
+    /// A key of a Secret.
+    pub fn secret(&self, reference: &KeyRef) -> Result<Vec<u8>, Failure> {
+        let KeyRef { name, key } = reference;
+        let missing =
+            |why: &str| failure(BuildReason::SecretNotFound, format!("Secret {name}, key {key}: {why}"));
+        let found = self.value(&Path::new("secrets").join(name), key, MAX_VALUE);
+        found.map_err(|why| missing(&why))?.ok_or_else(|| missing("it does not exist"))
+    }
+
+    /// The secrets that steps mount as files.
+    pub fn secrets(&self, spec: &ImageBuildSpec) -> Result<Secrets, Failure> {
+        let mut all = Secrets::default();
+        for secret in spec.secrets.iter().filter(|secret| secret.kind == SecretKind::Secret) {
+            let value = Secret::bytes(self.secret(&secret.secret_key_ref)?);
+            let value = value.map_err(|error| failure(BuildReason::InvalidSpec, error.to_string()))?;
+            all = all.with(&secret.id, value);
+        }
+        Ok(all)
+    }
+
+    /// Private keys by the id of the agent that signs with them.
+    pub fn keys(&self, spec: &ImageBuildSpec) -> Result<Vec<(String, Vec<u8>)>, Failure> {
+        let keys = spec.secrets.iter().filter(|secret| secret.kind == SecretKind::Ssh);
+        keys.map(|key| Ok((key.id.clone(), self.secret(&key.secret_key_ref)?))).collect()
+    }
+
+    /// Credentials of the registries that base images come from.
+    pub fn registries(&self, spec: &ImageBuildSpec) -> Result<DockerConfig, Failure> {
+        let reference = |name: &str| KeyRef { name: name.to_owned(), key: DOCKER.to_owned() };
+        let secrets = spec.image_pull_secrets.iter().map(|secret| self.secret(&reference(&secret.name)));
+        let texts = secrets.collect::<Result<Vec<_>, _>>()?;
+        let config = DockerConfig::of(texts.iter().map(Vec::as_slice));
+        config.map_err(|error| failure(BuildReason::AccessDenied, format!("imagePullSecrets: {error}")))
+    }
+
+    /// The file with the certificates of `spec.caBundle`.
+    pub fn certificates(&self, spec: &ImageBuildSpec) -> Result<Option<PathBuf>, Failure> {
+        let Some(KeyRef { name, key }) = &spec.ca_bundle else { return Ok(None) };
+        let path = self.0.get(&Path::new("config-maps").join(name)).map(|folder| folder.join(key));
+        let there = path.filter(|path| path.is_file());
+        let missing = || format!("spec.caBundle: ConfigMap {name} has no key {key}");
+        there.map(Some).ok_or_else(|| failure(BuildReason::SecretNotFound, missing()))
+    }
+
+    fn value(&self, of: &Path, key: &str, limit: u64) -> Result<Option<Vec<u8>>, String> {
+        let Some(folder) = self.0.get(of) else { return Ok(None) };
+        // Kubelet's links stay in its folder, and only it writes there.
+        if key.contains('/') || key.starts_with("..") {
+            return Err("not a key".to_owned());
+        }
+        let file = match File::open(folder.join(key)) {
+            Ok(file) => file,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error.to_string()),
+        };
+        if !file.metadata().is_ok_and(|data| data.is_file()) {
+            return Err("not a file".to_owned());
+        }
+        let mut bytes = Vec::new();
+        file.take(limit + 1).read_to_end(&mut bytes).map_err(|error| error.to_string())?;
+        if bytes.len() as u64 > limit { Err(format!("longer than {limit} bytes")) } else { Ok(Some(bytes)) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// A Secret as kubelet shows it.
+    fn mounted(keys: &[(&str, &str)]) -> (tempfile::TempDir, Mounts) {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("..1")).unwrap();
+        std::os::unix::fs::symlink("..1", folder.path().join("..data")).unwrap();
+        for (key, value) in keys {
+            std::fs::write(folder.path().join("..1").join(key), value).unwrap();
+            std::os::unix::fs::symlink(format!("..data/{key}"), folder.path().join(key)).unwrap();
+        }
+        let mounts = Mounts::new([("secrets/s".into(), folder.path().to_owned())].into());
+        (folder, mounts)
+    }
+
+    fn spec(secrets: serde_json::Value) -> ImageBuildSpec {
+        serde_json::from_value(json!({"source": {}, "output": {}, "secrets": secrets})).unwrap()
+    }
+
+    #[test]
+    fn keys_of_secrets_are_read_through_kubelets_links() {
+        let (_folder, mounts) = mounted(&[("token", "hunter2"), ("id", "KEY")]);
+        let spec = spec(json!([
+            {"id": "t", "secretKeyRef": {"name": "s", "key": "token"}},
+            {"id": "a", "type": "Ssh", "secretKeyRef": {"name": "s", "key": "id"}},
+        ]));
+        assert!(format!("{:?}", mounts.secrets(&spec).unwrap()).contains("Secret(7 bytes)"));
+        assert_eq!(mounts.keys(&spec).unwrap(), [("a".to_owned(), b"KEY".to_vec())]);
+    }
+
+    #[test]
+    fn what_is_missing_has_a_reason() {
+        let (_folder, mounts) = mounted(&[]);
+        for (name, key) in [("s", "token"), ("nowhere", "token"), ("s", "../x"), ("s", "..data")] {
+            let spec = spec(json!([{"id": "t", "secretKeyRef": {"name": name, "key": key}}]));
+            let failure = mounts.secrets(&spec).unwrap_err();
+            assert_eq!(failure.reason, BuildReason::SecretNotFound, "{}", failure.message);
+        }
+        assert!(mounts.spec().is_err());
+    }
+}

@@ -1,0 +1,126 @@
+//! What BuildKit is asked for, of a spec.
+
+use std::collections::BTreeMap;
+
+use cloister_build::client::{Attestation, Network, Output, Solve};
+use cloister_crds::{BuildOutput, ImageBuildSpec, Network as Wanted, Provenance};
+
+/// Arguments of the Dockerfile: the spec's, and those that stand for proxies, which BuildKit keeps out of the image.
+pub fn args(spec: &ImageBuildSpec) -> BTreeMap<String, String> {
+    let mut args = BTreeMap::new();
+    if let Some(proxy) = &spec.proxy {
+        let none = (!proxy.no_proxy.is_empty()).then(|| proxy.no_proxy.join(","));
+        let all = [("HTTP_PROXY", &proxy.http_proxy), ("HTTPS_PROXY", &proxy.https_proxy), ("NO_PROXY", &none)];
+        for (name, value) in all {
+            if let Some(value) = value {
+                args.insert(name.to_owned(), value.clone());
+                args.insert(name.to_lowercase(), value.clone());
+            }
+        }
+    }
+    args.extend(spec.args.iter().map(|arg| (arg.name.clone(), arg.value.clone())));
+    args
+}
+
+/// What to build.
+pub fn solve(spec: &ImageBuildSpec) -> Solve {
+    let mut attestations = Vec::new();
+    if let Some(wanted) = &spec.attestations {
+        if wanted.sbom {
+            attestations.push(Attestation::Sbom { generator: None });
+        }
+        match wanted.provenance {
+            Provenance::None => {}
+            Provenance::Min => attestations.push(Attestation::Provenance { max: false }),
+            Provenance::Max => attestations.push(Attestation::Provenance { max: true }),
+        }
+    }
+    Solve {
+        target: spec.target.clone(),
+        args: args(spec),
+        labels: spec.labels.clone(),
+        platforms: spec.platforms.clone(),
+        source_date_epoch: spec.source_date_epoch.and_then(|seconds| u64::try_from(seconds).ok()),
+        attestations,
+        network: match spec.network {
+            Wanted::None => Network::None,
+            Wanted::Egress => Network::Sandbox,
+        },
+        ..Solve::default()
+    }
+}
+
+/// What to make of the result.
+pub fn exporter(spec: &ImageBuildSpec) -> Output {
+    let mut output = Output::oci();
+    if stays(&spec.output) {
+        // Nothing is gained by compressing, in the guest, what is unpacked on nodes at once.
+        output = output.with("compression", "uncompressed");
+    }
+    if spec.source_date_epoch.is_some() {
+        output = output.rewrite_timestamps();
+    }
+    spec.annotations.iter().fold(output, |output, (key, value)| output.annotation(key, value))
+}
+
+/// Whether nodes are the only ones to get the image.
+fn stays(output: &BuildOutput) -> bool {
+    output.push.is_none() && output.archive.is_none()
+}
+
+/// Whether this node has to have the image: because pods may run it here, or for other nodes to fetch it.
+pub fn imported(output: &BuildOutput) -> bool {
+    !output.images.is_empty() && (output.nodes.is_some() || stays(output))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn spec(mut more: Value) -> ImageBuildSpec {
+        more["source"] = json!({});
+        if more.get("output").is_none() {
+            more["output"] = json!({"images": ["app"]});
+        }
+        serde_json::from_value(more).unwrap()
+    }
+
+    #[test]
+    fn a_spec_says_what_is_built() {
+        let solve = solve(&spec(json!({
+            "target": "t", "args": [{"name": "A", "value": "1"}, {"name": "https_proxy", "value": "mine"}],
+            "proxy": {"httpsProxy": "http://p:1", "noProxy": ["a", "b"]}, "network": "Egress",
+            "sourceDateEpoch": 7, "attestations": {"provenance": "Max"},
+        })));
+        assert_eq!((solve.target.as_deref(), solve.network), (Some("t"), Network::Sandbox));
+        assert_eq!(solve.args["A"], "1");
+        assert_eq!((solve.args["HTTPS_PROXY"].as_str(), solve.args["https_proxy"].as_str()), ("http://p:1", "mine"));
+        assert_eq!((solve.args["no_proxy"].as_str(), solve.args.contains_key("http_proxy")), ("a,b", false));
+        assert_eq!(solve.source_date_epoch, Some(7));
+        assert_eq!(solve.attestations, [Attestation::Provenance { max: true }]);
+        assert_eq!(super::solve(&spec(json!({}))).network, Network::None);
+    }
+
+    #[test]
+    fn results_are_compressed_for_registries_only() {
+        let local = spec(json!({"annotations": {"k": "v"}, "sourceDateEpoch": 0}));
+        let expected = Output::oci().with("compression", "uncompressed").rewrite_timestamps().annotation("k", "v");
+        assert_eq!(exporter(&local), expected);
+        let push = json!({"images": ["r.example/app"], "push": {}});
+        assert_eq!(exporter(&spec(json!({"output": push}))), Output::oci());
+    }
+
+    #[test]
+    fn this_node_has_what_nodes_may_ask_for() {
+        for (output, here) in [
+            (json!({"images": ["a"]}), true),
+            (json!({"images": ["a"], "nodes": {}, "push": {}}), true),
+            (json!({"images": ["a"], "push": {}}), false),
+            (json!({"archive": {"claimName": "c"}}), false),
+        ] {
+            assert_eq!(imported(&spec(json!({"output": output.clone()})).output), here, "{output}");
+        }
+    }
+}
