@@ -23,7 +23,7 @@ pub struct Inputs {
     /// Secrets among the mounts with docker's credentials.
     pub pull_secrets: Vec<SecretRef>,
     /// What arrives on the container's standard input.
-    pub upload: Option<Box<dyn AsyncRead + Send + Unpin>>,
+    pub upload: Option<Box<dyn AsyncRead + Send + Sync + Unpin>>,
     /// How large a source may be, and how long it may take.
     pub limits: Limits,
 }

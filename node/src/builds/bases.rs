@@ -16,6 +16,7 @@ use cloister_image::source::registry::{DockerConfig, PullOptions, pull};
 use cloister_image::{Digest, Error, Platform, Reference, Silent, Store, export, import};
 
 use super::failure::failure;
+use super::log::Log;
 use crate::blocking;
 use crate::containerd::scope::Scope;
 use crate::import::local;
@@ -54,7 +55,7 @@ impl Sources {
         &self,
         text: &str,
         args: &BTreeMap<String, String>,
-        mut log: impl FnMut(String),
+        log: &mut Log,
     ) -> Result<Bases, Failure> {
         let mut bases = Bases::default();
         for name in dockerfile::images(text, args).into_iter().take(MOST) {
@@ -63,7 +64,7 @@ impl Sources {
             let (offer, manifest, digest) = match self.here(&reference).await? {
                 Some(found) => found,
                 None => {
-                    log(format!("pulling {reference}\n"));
+                    log.write(format!("cloister: pulling {reference}\n").as_bytes()).await;
                     self.pull(&reference).await?
                 }
             };
@@ -123,7 +124,10 @@ impl Sources {
             } else {
                 BuildReason::RegistryUnavailable
             };
-            failure(reason, format!("base image {reference} is not on this node, and pulling it failed: {text}"))
+            failure(
+                reason,
+                format!("base image {reference} is not on this node, and pulling it failed: {text}"),
+            )
         })
     }
 }

@@ -33,7 +33,10 @@ pub fn of_build(error: &Build, memory: Memory, disk: u64, network: bool) -> Fail
     let (reason, help) = match Reason::of(error, memory.killed) {
         Reason::OutOfMemory => {
             let (peak, limit) = (mebibytes(memory.peak), mebibytes(memory.limit));
-            (R::OutOfMemory, format!("the build used {peak} of {limit}; raise spec.resources.limits.memory: "))
+            (
+                R::OutOfMemory,
+                format!("the build used {peak} of {limit}; raise spec.resources.limits.memory: "),
+            )
         }
         Reason::DiskFull => {
             let disk = mebibytes(disk);
@@ -53,7 +56,8 @@ pub fn of_build(error: &Build, memory: Memory, disk: u64, network: bool) -> Fail
     let mut failure = failure(reason, format!("{help}{error}"));
     if let Some(known) = error.failure() {
         failure.step = known.step.as_deref().map(|step| cut(step, STEP));
-        failure.exit_code = known.exit_code.and_then(|code| i32::try_from(code).ok()).filter(|code| *code < 256);
+        failure.exit_code =
+            known.exit_code.and_then(|code| i32::try_from(code).ok()).filter(|code| *code < 256);
         failure.line = known.line.and_then(|line| i32::try_from(line).ok()).filter(|line| *line > 0);
     }
     failure.memory_peak_bytes = i64::try_from(memory.peak).ok().filter(|peak| *peak > 0);

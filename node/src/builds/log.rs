@@ -1,7 +1,6 @@
 //! A build's log: to the pod, where `kubectl logs` reads it, to this node's disk, and its end to the status.
 
 use std::collections::VecDeque;
-use std::io::Write;
 use std::time::Duration;
 
 use cloister_build::progress::{Event, Plain, Show};

@@ -10,7 +10,8 @@ pub fn args(spec: &ImageBuildSpec) -> BTreeMap<String, String> {
     let mut args = BTreeMap::new();
     if let Some(proxy) = &spec.proxy {
         let none = (!proxy.no_proxy.is_empty()).then(|| proxy.no_proxy.join(","));
-        let all = [("HTTP_PROXY", &proxy.http_proxy), ("HTTPS_PROXY", &proxy.https_proxy), ("NO_PROXY", &none)];
+        let all =
+            [("HTTP_PROXY", &proxy.http_proxy), ("HTTPS_PROXY", &proxy.https_proxy), ("NO_PROXY", &none)];
         for (name, value) in all {
             if let Some(value) = value {
                 args.insert(name.to_owned(), value.clone());
@@ -96,7 +97,10 @@ mod tests {
         })));
         assert_eq!((solve.target.as_deref(), solve.network), (Some("t"), Network::Sandbox));
         assert_eq!(solve.args["A"], "1");
-        assert_eq!((solve.args["HTTPS_PROXY"].as_str(), solve.args["https_proxy"].as_str()), ("http://p:1", "mine"));
+        assert_eq!(
+            (solve.args["HTTPS_PROXY"].as_str(), solve.args["https_proxy"].as_str()),
+            ("http://p:1", "mine")
+        );
         assert_eq!((solve.args["no_proxy"].as_str(), solve.args.contains_key("http_proxy")), ("a,b", false));
         assert_eq!(solve.source_date_epoch, Some(7));
         assert_eq!(solve.attestations, [Attestation::Provenance { max: true }]);
@@ -106,7 +110,8 @@ mod tests {
     #[test]
     fn results_are_compressed_for_registries_only() {
         let local = spec(json!({"annotations": {"k": "v"}, "sourceDateEpoch": 0}));
-        let expected = Output::oci().with("compression", "uncompressed").rewrite_timestamps().annotation("k", "v");
+        let expected =
+            Output::oci().with("compression", "uncompressed").rewrite_timestamps().annotation("k", "v");
         assert_eq!(exporter(&local), expected);
         let push = json!({"images": ["r.example/app"], "push": {}});
         assert_eq!(exporter(&spec(json!({"output": push}))), Output::oci());

@@ -174,8 +174,8 @@ impl Target {
     }
 
     async fn apply(&self, manager: &str, object: Value) -> kube::Result<()> {
-        let params = PatchParams::apply(manager);
-        let call = self.api.patch_status(&self.pod.build, &params, &Patch::Apply(object));
+        let (params, patch) = (PatchParams::apply(manager), Patch::Apply(object));
+        let call = self.api.patch_status(&self.pod.build, &params, &patch);
         match tokio::time::timeout(CALL, call).await {
             Ok(done) => done.map(drop),
             Err(_) => Err(kube::Error::Service("no answer in time".into())),

@@ -67,9 +67,8 @@ fn parse(name: &str) -> Option<(&str, u32, u32, &str)> {
     let (place, of) = count.split_once('/')?;
     let (place, of): (u32, u32) = (place.trim().parse().ok()?, of.parse().ok()?);
     // Of a guest that counts to a billion.
-    (of <= 10_000 && (1..=of).contains(&place)).then(|| {
-        (stage.trim(), place, of, text.split_ascii_whitespace().next().unwrap_or_default())
-    })
+    (of <= 10_000 && (1..=of).contains(&place))
+        .then(|| (stage.trim(), place, of, text.split_ascii_whitespace().next().unwrap_or_default()))
 }
 
 #[cfg(test)]

@@ -1,0 +1,257 @@
+//! The parts of an attempt between its pod and its result.
+
+use std::io::SeekFrom;
+use std::path::Path;
+use std::time::Duration;
+
+use cloister_build::job::{Built, Job};
+use cloister_build::output::Output;
+use cloister_builder::pod::{self, Facts};
+use cloister_crds::{BaseImage, BuildReason, Failure, ImageBuildSpec, StageName};
+use cloister_image::Digest;
+use cloister_sandbox::{Agent, Connection};
+use cloister_source::Inputs;
+use tokio::io::AsyncSeekExt;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::bases::{Bases, Sources};
+use super::drive::Driver;
+use super::failure::{Memory, failure, of_build, of_import};
+use super::inputs::Mounts;
+use super::log::{Lines, Log};
+use super::pod::BuildPod;
+use super::solve;
+use super::ssh::Agents;
+use super::status::Status;
+use super::steps::Counter;
+use crate::import::Request;
+
+/// How long the guest, and buildkitd in it, may take to answer; emulation on a busy machine is slow.
+const READY: Duration = Duration::from_secs(120);
+/// How long counters of a guest that failed may take.
+const ASK: Duration = Duration::from_secs(2);
+/// Most bytes of a result.
+const RESULT: u64 = 64 << 30;
+/// Events of the progress that may wait.
+const EVENTS: usize = 256;
+/// How BuildKit names the step in which the result leaves.
+const EXPORT: &str = "exporting to ";
+
+/// One attempt.
+pub struct Attempt<'a> {
+    /// What all attempts use.
+    pub driver: &'a Driver,
+    /// Its pod.
+    pub pod: &'a BuildPod,
+    /// What is built.
+    pub spec: &'a ImageBuildSpec,
+    /// What the shim says.
+    pub facts: &'a Facts,
+    /// What the pod mounts.
+    pub mounts: &'a Mounts,
+    /// The shim's folder.
+    pub folder: &'a Path,
+    /// A folder of its own, gone with it.
+    pub work: &'a Path,
+    /// What the world is told.
+    pub status: &'a Status,
+}
+
+/// What came of an attempt.
+#[derive(Debug)]
+pub struct Done {
+    /// The image's index or manifest.
+    pub digest: Digest,
+    /// Its names in containerd.
+    pub names: Vec<String>,
+    /// Whether containerd has it.
+    pub imported: bool,
+    /// The images it begins from.
+    pub bases: Vec<BaseImage>,
+    solve: Duration,
+}
+
+impl Done {
+    /// One line for the log.
+    pub fn summary(&self) -> String {
+        let names = self.names.join(", ");
+        let of = if names.is_empty() { String::new() } else { format!(" as {names}") };
+        format!("cloister: built {}{of} in {:.1} s", self.digest, self.solve.as_secs_f64())
+    }
+}
+
+/// What a build is given, beside the machine.
+struct Parts {
+    source: cloister_source::Prepared,
+    bases: Bases,
+    agents: Agents,
+}
+
+impl Attempt<'_> {
+    /// Does it.
+    ///
+    /// # Errors
+    /// Why there is no result.
+    pub async fn run(&self, log: &mut Log) -> Result<Done, Failure> {
+        if self.spec.output.push.is_some() || self.spec.output.archive.is_some() {
+            let why = "spec.output: this node neither pushes nor archives";
+            return Err(failure(BuildReason::InvalidSpec, why));
+        }
+        let begun = self.pod.started.unwrap_or_else(jiff::Timestamp::now);
+        self.status.update(|entry| entry.enter(StageName::Boot, begun));
+        let ((agent, connection), parts) = tokio::try_join!(self.connect(), self.prepare(log))?;
+        self.status.enter(StageName::Solve);
+        let spool = tempfile::tempfile_in(self.work);
+        let spool = spool.map_err(|error| {
+            failure(BuildReason::ImportFailed, format!("no room for the result: {error}"))
+        })?;
+        let mut result = tokio::fs::File::from_std(spool);
+        let writer = result.try_clone().await;
+        let writer = writer.map_err(|error| {
+            failure(BuildReason::ImportFailed, format!("no room for the result: {error}"))
+        })?;
+        let bases = parts.bases.observed.clone();
+        let built = self.solve(parts, connection, writer, log).await;
+        let built = match built {
+            Ok(built) => built,
+            Err(error) => {
+                let network = self.spec.network == cloister_crds::Network::Egress;
+                if let Some(failure) = error.failure() {
+                    log.write(format!("{}\n", failure.report()).as_bytes()).await;
+                }
+                let memory = self.memory(&agent).await;
+                return Err(of_build(&error, memory, self.facts.disk_bytes, network));
+            }
+        };
+        let nothing = || failure(BuildReason::DigestMismatch, "the build has made no image");
+        let digest = built.solved.digest.ok_or_else(nothing)?;
+        let mut done = Done { digest, names: Vec::new(), imported: false, bases, solve: built.solve };
+        if solve::imported(&self.spec.output) {
+            self.status.enter(StageName::Import);
+            let rewound = result.seek(SeekFrom::Start(0)).await;
+            rewound.map_err(|error| failure(BuildReason::ImportFailed, format!("the result: {error}")))?;
+            let request = Request {
+                build: self.pod.build_name(),
+                object: Some(self.pod.owner.clone()),
+                names: self.spec.output.images.clone(),
+                digest,
+                pin: self.spec.output.pin.unwrap_or(true),
+                replace: false,
+            };
+            let ready = self.driver.importer.import(&request, result, built.received.bytes).await;
+            let ready = ready.map_err(|error| of_import(&error))?;
+            if let Some(objection) = &ready.objection {
+                log.write(format!("cloister: {objection}\n").as_bytes()).await;
+            }
+            (done.names, done.imported) = (ready.names, true);
+        }
+        Ok(done)
+    }
+
+    /// A line to buildkitd.
+    async fn connect(&self) -> Result<(Agent, Connection), Failure> {
+        let lost = |error: &dyn std::fmt::Display| {
+            failure(BuildReason::BuilderLost, format!("the build's machine does not answer: {error}"))
+        };
+        let (agent, _) =
+            Agent::connect(self.facts.dialer.clone(), READY).await.map_err(|error| lost(&error))?;
+        self.status.enter(StageName::Connect);
+        let connection =
+            cloister_builder::connect(&agent, &self.facts.container, cloister_builder::SOCKET, READY).await;
+        let connection = connection.map_err(|error| lost(&error))?;
+        Ok((agent, connection))
+    }
+
+    /// Everything on our side.
+    async fn prepare(&self, log: &mut Log) -> Result<Parts, Failure> {
+        let keys = self.mounts.keys(self.spec)?;
+        let agents = Agents::start(keys, self.work).await;
+        let agents =
+            agents.map_err(|error| failure(BuildReason::InvalidSpec, format!("spec.secrets: {error:#}")))?;
+        let mut inputs = Inputs {
+            mounts: self.mounts.all().clone(),
+            ca_bundle: self.spec.ca_bundle.clone(),
+            pull_secrets: self.spec.image_pull_secrets.clone(),
+            ..Inputs::default()
+        };
+        if self.spec.source.upload.is_some() {
+            let input = pod::input(self.folder).await;
+            let input = input.map_err(|error| {
+                failure(BuildReason::SourceUnavailable, format!("the upload can't be read: {error}"))
+            })?;
+            inputs.upload = Some(Box::new(input));
+        }
+        let source = cloister_source::prepare(&self.spec.source, &self.spec.dockerfile, &inputs, self.work)
+            .await
+            .map_err(|error| failure(error.reason(), error.to_string()))?;
+        let text = source.dockerfile.first().map(|(_, text)| String::from_utf8_lossy(text).into_owned());
+        let sources = Sources {
+            scope: self.driver.scope.clone(),
+            store: self.driver.store.clone(),
+            credentials: self.mounts.registries(self.spec)?.into(),
+            certificates: self.mounts.certificates(self.spec)?,
+        };
+        let args = solve::args(self.spec);
+        let bases = sources.find(&text.unwrap_or_default(), &args, log).await?;
+        Ok(Parts { source, bases, agents })
+    }
+
+    async fn solve(
+        &self,
+        parts: Parts,
+        connection: Connection,
+        writer: tokio::fs::File,
+        log: &mut Log,
+    ) -> cloister_build::client::Result<Built> {
+        use cloister_build::client::Error;
+        let invalid = |failure: Failure| Error::Invalid { what: "secrets".into(), why: failure.message };
+        // Of what leaves a machine no more is honest than fits its disk.
+        let (output, receipt) = Output::stream(writer, RESULT.min(self.facts.disk_bytes));
+        let job = Job {
+            solve: solve::solve(self.spec),
+            context: parts.source.context,
+            dockerfile: parts.source.dockerfile,
+            shared_key: self.pod.build_name(),
+            secrets: self.mounts.secrets(self.spec).map_err(invalid)?,
+            agents: parts.agents.offered.clone(),
+            registries: None,
+            bases: parts.bases.offered,
+            exporter: solve::exporter(self.spec),
+            output,
+            receipt,
+        };
+        let (events, mut heard) = mpsc::channel(EVENTS);
+        let connect = std::future::ready(Ok::<_, std::convert::Infallible>(connection));
+        let run = job.run(connect, std::future::pending(), events, CancellationToken::new());
+        let follow = async {
+            let (mut lines, mut counter) = (Lines::default(), Counter::default());
+            while let Some(event) = heard.recv().await {
+                if let cloister_build::progress::Event::Step { name, .. } = &event
+                    && name.starts_with(EXPORT)
+                {
+                    self.status.enter(StageName::Export);
+                }
+                if counter.note(&event) {
+                    self.status.update(|entry| entry.steps = Some(counter.steps()));
+                }
+                log.write(&lines.of(&event)).await;
+            }
+        };
+        // The agents' keys stay as long as a step may ask.
+        let (built, ()) = tokio::join!(run, follow);
+        drop(parts.agents);
+        built
+    }
+
+    /// What the guest says of its memory.
+    async fn memory(&self, agent: &Agent) -> Memory {
+        let limit = self.facts.memory_bytes;
+        match tokio::time::timeout(ASK, agent.stats(&self.facts.container)).await {
+            Ok(Ok(stats)) => {
+                Memory { killed: stats.oom_kills > 0, limit, peak: stats.memory_peak_bytes.min(limit) }
+            }
+            _ => Memory { limit, ..Memory::default() },
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! One attempt, from its pod's shim to its result: what a process that takes over in the middle can do again from the
+//! beginning, in the same machine.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use cloister_builder::pod::{Control, Facts};
+use cloister_crds::{BuildReason, Failure, ImageBuild, ImageBuildSpec, Sizes};
+use cloister_image::{Platform, Store};
+use kube::Client;
+use kube::api::Api;
+use tokio::sync::Semaphore;
+
+use super::archive::Logs;
+use super::attempt::{Attempt, Done};
+use super::inputs::Mounts;
+use super::log::Log;
+use super::metrics::Metrics;
+use super::place::{self, Place};
+use super::pod::BuildPod;
+use super::status::{Result as Told, Status};
+use super::trust::{self, Verdict};
+use crate::blocking;
+use crate::containerd::scope::Scope;
+use crate::import::{Importer, local};
+
+/// Pauses between two looks at a build that can't be read.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// What every attempt of this node uses.
+pub struct Driver {
+    /// The API server.
+    pub client: Client,
+    /// This node's name.
+    pub node: String,
+    /// Folder of the pods' state.
+    pub pods: PathBuf,
+    /// Folder of what is on its way; only root can enter it.
+    pub work: PathBuf,
+    /// The image store.
+    pub store: Store,
+    /// containerd.
+    pub scope: Scope,
+    /// Brings results into containerd.
+    pub importer: Importer,
+    /// Logs that are kept.
+    pub logs: Logs,
+    /// Attempts that may run at once.
+    pub places: Arc<Semaphore>,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+}
+
+impl Driver {
+    /// Drives the attempt of a pod to its end. Dropped, it leaves the machine as it is, and the build in it ends.
+    pub async fn drive(&self, pod: &BuildPod) {
+        let name = pod.full_name();
+        let (place, build) = tokio::join!(place::find(&self.pods, &name), self.build(pod));
+        let Some(build) = build else { return };
+        let Place { folder, facts, control } = place;
+        let mounts = Mounts::new(facts.mounts.clone());
+        let spec = match mounts.spec() {
+            Ok(spec) => spec,
+            Err(why) => {
+                return tracing::warn!(pod = pod.full_name(), "not driven: cannot read its spec: {why}");
+            }
+        };
+        match trust::judge(pod, &build, &spec) {
+            Verdict::Trusted(_) => {}
+            Verdict::Over { well } => return end(pod, Some(control), &folder, well).await,
+            Verdict::Refused(why) => return tracing::warn!(pod = pod.full_name(), "not driven: {why}"),
+        }
+        // Closed only when the process ends.
+        let Ok(_place) = self.places.acquire().await else { return };
+        tracing::info!(pod = pod.full_name(), warm = facts.warm, "building");
+        let kept = self.logs.open(&pod.namespace, &pod.build, pod.attempt);
+        let kept = kept.inspect_err(|error| tracing::warn!("a build's log is not kept: {error}")).ok();
+        let mut log = Log::new(control, kept);
+        let status = Status::new(&self.client, pod, &self.node);
+        let running = self.metrics.running();
+        let outcome = self.attempt(pod, &spec, &facts, &mounts, &folder, &status, &mut log).await;
+        drop(running);
+        self.metrics.ended(outcome.as_ref().err().map(|failure| failure.reason));
+        self.finish(pod, &folder, outcome, status, log).await;
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "the parts of one attempt, each made once")]
+    async fn attempt(
+        &self,
+        pod: &BuildPod,
+        spec: &ImageBuildSpec,
+        facts: &Facts,
+        mounts: &Mounts,
+        folder: &std::path::Path,
+        status: &Status,
+        log: &mut Log,
+    ) -> Result<(Done, Option<Sizes>), Failure> {
+        let work = tempfile::Builder::new().prefix("attempt-").tempdir_in(&self.work);
+        let work = work.map_err(|error| {
+            let why = format!("cannot make a folder in {}: {error}", self.work.display());
+            super::failure::failure(BuildReason::ImportFailed, why)
+        })?;
+        let attempt = Attempt { driver: self, pod, spec, facts, mounts, folder, work: work.path(), status };
+        let done = attempt.run(log).await?;
+        let sizes = match spec.output.images.first().filter(|_| done.imported) {
+            Some(_) => self.sizes(&done.names).await,
+            None => None,
+        };
+        Ok((done, sizes))
+    }
+
+    /// The last words: to the log, the status, the shim, in this order.
+    async fn finish(
+        &self,
+        pod: &BuildPod,
+        folder: &std::path::Path,
+        outcome: Result<(Done, Option<Sizes>), Failure>,
+        status: Status,
+        mut log: Log,
+    ) {
+        let well = outcome.is_ok();
+        let last = match &outcome {
+            Ok((done, _)) => format!("{}\n", done.summary()),
+            Err(failure) => format!("cloister: {}: {}\n", failure.reason.as_str(), failure.message),
+        };
+        log.write(last.as_bytes()).await;
+        let (log_tail, control) = log.finish().await;
+        let told = match outcome {
+            Ok((done, sizes)) => {
+                let result = Told { sizes, log_tail, bases: done.bases };
+                let digest = done.digest.to_string();
+                status.finish(result, |entry| entry.digest = Some(digest)).await
+            }
+            Err(failure) => {
+                let result = Told { log_tail, ..Told::default() };
+                tracing::info!(pod = pod.full_name(), reason = failure.reason.as_str(), "build failed");
+                status.finish(result, |entry| entry.failure = Some(failure)).await
+            }
+        };
+        if let Err(error) = told {
+            tracing::warn!(pod = pod.full_name(), "cannot write how the build ended: {error}");
+        }
+        end(pod, control, folder, well).await;
+    }
+
+    /// The build of a pod, as the API server has it now; `None` when it is gone.
+    async fn build(&self, pod: &BuildPod) -> Option<ImageBuild> {
+        let api: Api<ImageBuild> = Api::namespaced(self.client.clone(), &pod.namespace);
+        loop {
+            match api.get_opt(&pod.build).await {
+                Ok(found) => return found,
+                Err(error) => tracing::warn!(pod = pod.full_name(), "cannot read its build: {error}"),
+            }
+            tokio::time::sleep(AGAIN).await;
+        }
+    }
+
+    /// How large the image of a name is.
+    async fn sizes(&self, names: &[String]) -> Option<Sizes> {
+        let image = local::find(&self.scope, names.first()?, &Platform::host()).await.ok()??;
+        let store = self.store.clone();
+        let sizes = blocking::run(move || {
+            let mut unpacked: u64 = 0;
+            for diff_id in &image.layers {
+                if let Some(layer) = store.open_layer(diff_id)? {
+                    unpacked = unpacked.saturating_add(layer.tar()?.len);
+                }
+            }
+            let number = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
+            Ok(Sizes {
+                compressed_bytes: number(image.sent),
+                unpacked_bytes: number(unpacked),
+                layers: i32::try_from(image.layers.len()).unwrap_or(i32::MAX),
+            })
+        });
+        sizes.await.inspect_err(|error| tracing::debug!("sizes of an image: {error}")).ok()
+    }
+}
+
+/// Ends the container, by the line there is or a new one.
+async fn end(pod: &BuildPod, control: Option<Control>, folder: &std::path::Path, well: bool) {
+    let control = match control {
+        Some(control) => Ok(control),
+        None => Control::connect(folder).await,
+    };
+    let ended = match control {
+        Ok(control) => control.end(u8::from(!well)).await,
+        Err(error) => Err(error),
+    };
+    if let Err(error) = ended {
+        tracing::debug!(pod = pod.full_name(), "its shim is gone: {error}");
+    }
+}
