@@ -95,8 +95,11 @@ impl Default for Shim<'_> {
 pub fn configure(root: &Path, shim: &Shim<'_>) -> Result<()> {
     let virtiofsd = crate::lab::cache()?.join("tools/virtiofsd-1.13.2/bin/virtiofsd");
     let text = format!(
-        "virtiofsd = {virtiofsd:?}\nkernel = {:?}\nboot_seconds = {}\n[log]\n{}\n",
-        shim.kernel, shim.boot_seconds, shim.log
+        "virtiofsd = {virtiofsd:?}\nkernel = {:?}\ndisks = {:?}\nboot_seconds = {}\n[log]\n{}\n",
+        shim.kernel,
+        root.join("disks"),
+        shim.boot_seconds,
+        shim.log
     );
     Ok(std::fs::write(root.join("config.toml"), text)?)
 }

@@ -33,6 +33,7 @@ macro_rules! microvm_cases {
     };
 }
 
+mod builder;
 mod death;
 mod flaws;
 mod life;
