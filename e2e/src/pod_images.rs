@@ -20,6 +20,8 @@ pub const LAYERS: &str = "lab.test/layers:1";
 pub const CONFIGURED: &str = "lab.test/configured:1";
 /// Busybox with links where volumes may be mounted: `/up`, `/absolute`, `/through`, `/to-proc`; and a file `/mark`.
 pub const LINKS: &str = "lab.test/links:1";
+/// Busybox and `inotifywait`.
+pub const WATCHER: &str = "lab.test/watcher:1";
 /// A configuration and no layer.
 pub const NO_LAYERS: &str = "lab.test/no-layers:1";
 
@@ -28,7 +30,11 @@ pub const LAYER_COUNT: usize = 128;
 
 /// A Debian file that `make setup` unpacked.
 pub fn lab_program(path: &str) -> Result<PathBuf> {
-    let path = cache()?.join("tools/lab-programs").join(path);
+    unpacked("lab-programs", path)
+}
+
+fn unpacked(packages: &str, path: &str) -> Result<PathBuf> {
+    let path = cache()?.join("tools").join(packages).join(path);
     anyhow::ensure!(path.exists(), "{} is missing: run make setup", path.display());
     Ok(path)
 }
@@ -51,6 +57,7 @@ fn archive(name: &str) -> Result<PathBuf> {
             (layers, shell())
         }
         LINKS => (vec![Layer::plain(busybox_layer(&busybox)?), Layer::plain(links_layer()?)], shell()),
+        WATCHER => (vec![Layer::plain(busybox_layer(&busybox)?), Layer::plain(watcher_layer()?)], shell()),
         NO_LAYERS => (vec![], shell()),
         CONFIGURED => (
             vec![Layer::plain(busybox_layer(&busybox)?)],
@@ -169,6 +176,22 @@ fn links_layer() -> Result<Vec<u8>> {
         }
         Ok(())
     })
+}
+
+/// `inotifywait` and what it is linked with.
+fn watcher_layer() -> Result<Vec<u8>> {
+    let libraries = "lib/x86_64-linux-gnu";
+    let files = [
+        ("usr/bin/inotifywait", "usr/bin/inotifywait".to_owned()),
+        ("usr/lib/x86_64-linux-gnu/libinotifytools.so.0.4.1", format!("{libraries}/libinotifytools.so.0")),
+        ("lib/x86_64-linux-gnu/libc.so.6", format!("{libraries}/libc.so.6")),
+        ("lib/x86_64-linux-gnu/ld-linux-x86-64.so.2", "lib64/ld-linux-x86-64.so.2".to_owned()),
+    ];
+    let contents = files
+        .map(|(from, to)| Ok::<_, anyhow::Error>((to, fs::read(unpacked("inotify", from)?)?)))
+        .into_iter()
+        .collect::<Result<Vec<_>>>()?;
+    tar(|to| contents.iter().try_for_each(|(name, content)| file_entry(to, name, 0o755, content)))
 }
 
 fn pause_layer() -> Result<Vec<u8>> {

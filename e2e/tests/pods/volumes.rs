@@ -9,10 +9,12 @@ use anyhow::{Context, Result};
 use cloister_e2e::Rig;
 use cloister_e2e::cell::wait_for;
 use cloister_e2e::cri::api;
-use cloister_e2e::cri::spec::ContainerConfigExt;
+use cloister_e2e::cri::spec::{self, ContainerConfigExt};
+use cloister_e2e::pod_images::WATCHER;
 
-cases!(
+cases!([WATCHER]
     a_configmap_is_updated_as_one,
+    an_update_of_a_configmap_is_an_event_for_who_watches_it,
     a_secret_keeps_its_modes,
     a_folder_of_the_host_is_shared_both_ways,
     a_file_of_the_host_is_shared_both_ways,
@@ -82,6 +84,30 @@ pub fn a_configmap_is_updated_as_one(rig: &Rig) -> Result<()> {
     assert_eq!(container.sh("touch /config/mine 2>/dev/null || echo refused")?, "refused");
     let output = String::from_utf8(container.output()?)?;
     assert!(!output.contains("torn"), "{output}");
+    Ok(())
+}
+
+pub fn an_update_of_a_configmap_is_an_event_for_who_watches_it(rig: &Rig) -> Result<()> {
+    let config = rig.config();
+    let volume = rig.volume(&config, "configmap", "settings")?;
+    publish(&volume, "2024_01", &[("one", "1a")])?;
+    let pod = rig.run(config)?;
+    // What programs that reload their configuration wait for: the link is replaced, and the new file is there by then.
+    let script = "inotifywait -q -t 60 -e moved_to --format '%e %f' /config && cat /config/one";
+    let container = pod.start(spec::container("watch", WATCHER, &["sh", "-c", script]).mounted(
+        &text(&volume),
+        "/config",
+        true,
+    ))?;
+    wait_for("the watch", Duration::from_secs(20), || {
+        Ok(container
+            .sh("cat /proc/[0-9]*/fdinfo/* 2>/dev/null | grep -c ^inotify || true")?
+            .trim()
+            .ne("0")
+            .then_some(()))
+    })?;
+    publish(&volume, "2024_02", &[("one", "1b")])?;
+    container.wait_for_output("MOVED_TO ..data\n1b")?;
     Ok(())
 }
 
