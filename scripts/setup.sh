@@ -50,7 +50,7 @@ missing() { # the packages of the list that are not installed
 packages() {
     local build=(build-essential linux-source-6.12 gcc-aarch64-linux-gnu bc bison flex libelf-dev libssl-dev libseccomp-dev libcap-ng-dev pkg-config cpio xz-utils zstd)
     local tests=(isal e2fsprogs mmdebstrap fdisk skopeo docker-registry attr libcap2-bin
-        containernetworking-plugins iproute2 iptables openssl)
+        containernetworking-plugins iproute2 iptables openssl git openssh-client)
     local need
     mapfile -t need < <(missing "${build[@]}" "${tests[@]}")
     local qemu
@@ -164,6 +164,7 @@ unpacked inotify usr/bin/inotifywait 'inotify-tools=3.22.*' 'libinotifytools0=3.
 unpacked promtool usr/bin/promtool 'promtool=2.53.*'
 unpacked etcd usr/bin/etcd 'etcd-server=3.4.*'
 unpacked kubectl usr/bin/kubectl 'kubectl=1.32.*'
+unpacked sshd usr/sbin/sshd 'openssh-server=1:9.2p1-*' 'libwrap0=7.6.q-*' # git over ssh; installed, it would start
 program virtiofsd 1.13.2
 command -v cargo-nextest >/dev/null || program cargo-nextest 0.9.143
 case ${1:-} in

@@ -100,6 +100,8 @@ pub enum Error {
         what: String,
         /// Status or network error.
         why: String,
+        /// HTTP's status, if there was an answer.
+        status: Option<u16>,
     },
     /// A text is not a reference.
     #[error(transparent)]
@@ -110,6 +112,18 @@ pub enum Error {
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
+    /// The status a registry answered with.
+    pub fn status(&self) -> Option<u16> {
+        if let Self::Registry { status, .. } = self { *status } else { None }
+    }
+
+    pub(crate) fn answered(mut self, answer: u16) -> Self {
+        if let Self::Registry { status, .. } = &mut self {
+            *status = Some(answer);
+        }
+        self
+    }
+
     pub(crate) fn invalid(subject: impl Into<String>, why: impl Into<String>) -> Self {
         Self::Invalid { subject: one_line(subject.into()), why: one_line(why.into()) }
     }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use cloister_build::context::Context;
 use cloister_crds::{BuildReason, KeyRef, SecretRef};
+use cloister_image::source::registry::DockerConfig;
 use tokio::io::AsyncRead;
 
 use crate::{Error, Limits, Result};
@@ -53,6 +54,38 @@ impl Inputs {
         value(folder, key).map_err(|why| {
             Error::new(BuildReason::SecretNotFound, format!("Secret {name}, key {key}: {why}"))
         })
+    }
+
+    /// A key of a mounted Secret that has to be there.
+    pub(crate) fn needed_secret(&self, field: &str, name: &str, key: &str) -> Result<Vec<u8>> {
+        self.secret(name, key)?.ok_or_else(|| {
+            let why = format!("{field}: Secret {name} does not exist, or has no key {key}");
+            Error::new(BuildReason::SecretNotFound, why)
+        })
+    }
+
+    /// User name and password of a Secret of type `kubernetes.io/basic-auth`; servers that want a token alone take any name.
+    pub(crate) fn password(&self, field: &str, name: &str) -> Result<(String, String)> {
+        let text = |key: &str, bytes: Vec<u8>| {
+            let text = String::from_utf8(bytes).ok().filter(|text| !text.contains(char::is_control));
+            let why = format!("{field}: Secret {name}: the {key} is not one line of text");
+            text.ok_or_else(|| Error::new(BuildReason::InvalidSpec, why))
+        };
+        let password = text("password", self.needed_secret(field, name, "password")?)?;
+        let user =
+            self.secret(name, "username")?.map_or(Ok("git".to_owned()), |user| text("username", user))?;
+        Ok((user, password))
+    }
+
+    /// Docker's credentials of all pull secrets together.
+    pub(crate) fn docker(&self) -> Result<DockerConfig> {
+        const FIELD: &str = "spec.imagePullSecrets";
+        let mut files = Vec::new();
+        for SecretRef { name } in &self.pull_secrets {
+            files.push((name.as_str(), self.needed_secret(FIELD, name, ".dockerconfigjson")?));
+        }
+        DockerConfig::of_others(files.iter().map(|(name, text)| (*name, text.as_slice())))
+            .map_err(|error| Error::new(BuildReason::InvalidSpec, format!("{FIELD}: Secret {error}")))
     }
 
     /// The bundle of certificates.

@@ -9,6 +9,8 @@ mod layout;
 pub mod registry;
 mod spool;
 mod tarfile;
+mod wrapper;
 
 pub use archive::{Input, Request};
 pub(crate) use files::Section;
+pub use wrapper::unpacked;

@@ -160,7 +160,7 @@ impl Client {
                     authenticated = true;
                     let header = self
                         .authenticate(endpoint, &response)
-                        .map_err(|failure| self.failed(endpoint, what, failure))?;
+                        .map_err(|failure| self.denied(endpoint, what, failure))?;
                     self.authorization
                         .lock()
                         .unwrap_or_else(PoisonError::into_inner)
@@ -210,7 +210,7 @@ impl Client {
             404 => format!("not found ({status}){said}"),
             _ => format!("{status}{said}"),
         };
-        let error = self.error(endpoint, what, &why);
+        let error = self.error(endpoint, what, &why).answered(status.as_u16());
         match status.as_u16() {
             408 | 429 | 500 | 502 | 503 | 504 => match after {
                 Some(after) if after > retry::MAX_RETRY_AFTER => Attempt::Fatal(self.error(
@@ -232,6 +232,14 @@ impl Client {
         if failure.transient { Attempt::Again { error, after: None } } else { Attempt::Fatal(error) }
     }
 
+    /// It wants credentials, and there are none that it takes.
+    fn denied(&self, endpoint: usize, what: &str, failure: Failure) -> Attempt {
+        match self.failed(endpoint, what, failure) {
+            Attempt::Fatal(error) => Attempt::Fatal(error.answered(401)),
+            again => again,
+        }
+    }
+
     pub(super) fn again(&self, endpoint: usize, what: &str, why: &str) -> Attempt {
         Attempt::Again { error: self.error(endpoint, what, why), after: None }
     }
@@ -241,6 +249,7 @@ impl Client {
             registry: self.endpoints[endpoint].registry.clone(),
             what: what.to_owned(),
             why: why.to_owned(),
+            status: None,
         }
     }
 }

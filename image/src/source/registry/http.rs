@@ -1,7 +1,7 @@
 //! One HTTP exchange: TLS, time limits, redirects. Retries and credentials are the callers'.
 
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -49,34 +49,42 @@ impl Default for Timeouts {
 
 /// Why an exchange failed.
 #[derive(Debug)]
-pub(super) struct Failure {
-    pub(super) why: String,
+pub struct Failure {
+    /// One line.
+    pub why: String,
     /// Worth another try.
-    pub(super) transient: bool,
+    pub transient: bool,
 }
 
 /// A connection pool with our rules.
 #[derive(Debug)]
-pub(super) struct Http {
+pub struct Http {
     agent: Agent,
 }
 
 /// One request, GET unless there is a form to post.
 #[derive(Debug, Default)]
-pub(super) struct Request<'a> {
-    pub(super) url: &'a str,
-    pub(super) accept: Option<&'a str>,
+pub struct Request<'a> {
+    /// Where to.
+    pub url: &'a str,
+    /// Media types that are taken.
+    pub accept: Option<&'a str>,
     /// Sent to the URL's own origin only, never to where it redirects.
-    pub(super) authorization: Option<&'a str>,
+    pub authorization: Option<&'a str>,
     /// First byte wanted.
-    pub(super) from: u64,
-    pub(super) form: Option<&'a str>,
+    pub from: u64,
+    /// To be posted.
+    pub form: Option<&'a str>,
     /// The user asked for plain HTTP with this endpoint; else every step must be HTTPS.
-    pub(super) plain_http: bool,
+    pub plain_http: bool,
 }
 
 impl Http {
-    pub(super) fn new(ca_cert: Option<&Path>, timeouts: &Timeouts) -> Result<Self> {
+    /// Trusts the system's certificates and those of a PEM file.
+    ///
+    /// # Errors
+    /// A file can't be read, or holds no certificate.
+    pub fn new(ca_cert: Option<&Path>, timeouts: &Timeouts) -> Result<Self> {
         let mut roots = system_roots()?;
         if let Some(path) = ca_cert {
             let own = read_bundle(path)?;
@@ -107,7 +115,10 @@ impl Http {
     }
 
     /// Performs a request and follows redirects.
-    pub(super) fn send(&self, request: &Request<'_>) -> Result<Response<Body>, Failure> {
+    ///
+    /// # Errors
+    /// There was no answer; an answer that says no is none.
+    pub fn send(&self, request: &Request<'_>) -> Result<Response<Body>, Failure> {
         let fatal = |why: String| Failure { why, transient: false };
         let mut url: Uri =
             request.url.parse().map_err(|error| fatal(format!("bad URL {}: {error}", request.url)))?;
@@ -203,17 +214,14 @@ fn join(base: &Uri, target: &str) -> Option<Uri> {
     None
 }
 
+/// The file with the certificates that this machine trusts, if it has one: `SSL_CERT_FILE`, or the distribution's.
+pub fn system_bundle() -> Option<PathBuf> {
+    let said = std::env::var_os("SSL_CERT_FILE").filter(|path| !path.is_empty()).map(PathBuf::from);
+    said.or_else(|| BUNDLES.map(PathBuf::from).into_iter().find(|path| path.exists()))
+}
+
 fn system_roots() -> Result<Vec<Certificate<'static>>> {
-    if let Some(path) = std::env::var_os("SSL_CERT_FILE").filter(|path| !path.is_empty()) {
-        return read_bundle(Path::new(&path));
-    }
-    for path in BUNDLES {
-        let path = Path::new(path);
-        if path.exists() {
-            return read_bundle(path);
-        }
-    }
-    Ok(Vec::new())
+    system_bundle().map_or(Ok(Vec::new()), |path| read_bundle(&path))
 }
 
 fn read_bundle(path: &Path) -> Result<Vec<Certificate<'static>>> {

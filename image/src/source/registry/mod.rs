@@ -5,12 +5,13 @@
 //! - Failures that may pass are tried again with growing, jittered pauses; `Retry-After` is honoured up to two minutes.
 //! - A layer streams straight into the converter and, copied on the way, into its blob file: nothing is read twice.
 
+mod artifact;
 mod auth;
 mod blob;
 mod challenge;
 mod client;
 mod credentials;
-mod http;
+pub mod http;
 mod mirror;
 mod retry;
 
@@ -30,6 +31,7 @@ use crate::progress::{Progress, Silent};
 use crate::reference::Reference;
 use crate::store::{ImageRecord, Store};
 
+pub use self::artifact::{Artifact, Layer, Remote};
 pub use self::credentials::{Credentials, DockerConfig};
 pub use self::http::Timeouts;
 pub use self::mirror::Mirrors;
@@ -78,7 +80,8 @@ pub fn pull(
             authorization: Mutex::default(),
         },
     };
-    let (start, content) = source.manifest(reference, &options.import, progress)?;
+    let limit = options.import.limits.manifest;
+    let (start, content) = manifest(&source.client, reference, limit, progress)?;
     let wish = Wish { platform: options.import.platform.as_ref(), limits: &options.import.limits };
     let plan = oci::resolve(&source, &start, Some(content), wish)?.into();
     let names = [name.unwrap_or(reference).clone()];
@@ -91,40 +94,32 @@ struct Source<'a> {
     client: Client,
 }
 
-impl Source<'_> {
-    /// The manifest or index a reference stands for.
-    fn manifest(
-        &self,
-        reference: &Reference,
-        options: &Options,
-        progress: &dyn Progress,
-    ) -> Result<(BlobRef, Vec<u8>)> {
-        let what = format!("manifest of {reference}");
-        let stop = Stop::default();
-        let path = format!("manifests/{}", reference.selector());
-        let answer = self.client.small(
-            &what,
-            &path,
-            Some(ACCEPT),
-            options.limits.manifest,
-            Watch { stop: &stop, progress },
-        )?;
-        let digest = Digest::of(&answer.body);
-        if let Some(expected) = reference.digest() {
-            oci::check_digest(&what, &expected, &answer.body)?;
-        }
-        if let Some(said) = &answer.content_digest
-            && said.starts_with("sha256:")
-            && *said != digest.to_string()
-        {
-            return Err(Error::invalid(
-                what,
-                format!("its digest is {digest}, the registry says {}", oci::short(said)),
-            ));
-        }
-        let start = BlobRef { digest, size: answer.body.len() as u64, media_type: answer.media_type };
-        Ok((start, answer.body))
+/// The manifest or index a reference stands for.
+fn manifest(
+    client: &Client,
+    reference: &Reference,
+    limit: u64,
+    progress: &dyn Progress,
+) -> Result<(BlobRef, Vec<u8>)> {
+    let what = format!("manifest of {reference}");
+    let stop = Stop::default();
+    let path = format!("manifests/{}", reference.selector());
+    let answer = client.small(&what, &path, Some(ACCEPT), limit, Watch { stop: &stop, progress })?;
+    let digest = Digest::of(&answer.body);
+    if let Some(expected) = reference.digest() {
+        oci::check_digest(&what, &expected, &answer.body)?;
     }
+    if let Some(said) = &answer.content_digest
+        && said.starts_with("sha256:")
+        && *said != digest.to_string()
+    {
+        return Err(Error::invalid(
+            what,
+            format!("its digest is {digest}, the registry says {}", oci::short(said)),
+        ));
+    }
+    let start = BlobRef { digest, size: answer.body.len() as u64, media_type: answer.media_type };
+    Ok((start, answer.body))
 }
 
 impl Documents for Source<'_> {
