@@ -165,6 +165,7 @@ unpacked promtool usr/bin/promtool 'promtool=2.53.*'
 unpacked etcd usr/bin/etcd 'etcd-server=3.4.*'
 unpacked kubectl usr/bin/kubectl 'kubectl=1.32.*'
 unpacked sshd usr/sbin/sshd 'openssh-server=1:9.2p1-*' 'libwrap0=7.6.q-*' # git over ssh; installed, it would start
+getent passwd sshd >/dev/null || as_root useradd --system --no-create-home --home-dir /run/sshd --shell /usr/sbin/nologin sshd
 program virtiofsd 1.13.2
 command -v cargo-nextest >/dev/null || program cargo-nextest 0.9.143
 case ${1:-} in

@@ -10,6 +10,7 @@ use cloister_layer::error::Error as TarError;
 use cloister_layer::tar::{Entry, EntryKind, Reader, SparseMap};
 
 use crate::folder::{Attributes, Folder, Place};
+use crate::hash::{Hashing, fraction};
 use crate::watch::Watch;
 use crate::{Error, Limits, Result};
 
@@ -117,14 +118,13 @@ fn put(tar: &File, kind: Kind, folder: &mut Folder, place: &Place, entry: Entry)
         EntryKind::Symlink(target) => folder.make_link(place, &target, &last),
         EntryKind::Hardlink(target) => folder.make_name(place, &target),
         EntryKind::File { data, size } => {
-            let mut file = folder.make_file(place, size)?;
-            range(tar, data, size, &mut file).map_err(|error| local("writing", &error))?;
-            folder.finish(place, &file, &last)
+            let mut out = Hashing::new(folder.make_file(place, size)?);
+            range(tar, data, size, &mut out).map_err(|error| local("writing", &error))?;
+            end(folder, place, out, last)
         }
         EntryKind::Sparse(map) => {
-            let mut file = folder.make_file(place, map.size)?;
-            sparse(tar, &map, &mut file).map_err(|error| local("writing", &error))?;
-            folder.finish(place, &file, &last)
+            let file = sparse(tar, &map, folder.make_file(place, map.size)?);
+            end(folder, place, file.map_err(|error| local("writing", &error))?, last)
         }
         EntryKind::CharDevice(..) | EntryKind::BlockDevice(..) | EntryKind::Fifo if kind == Kind::Layer => {
             Ok(())
@@ -135,8 +135,15 @@ fn put(tar: &File, kind: Kind, folder: &mut Folder, place: &Place, entry: Entry)
     }
 }
 
+/// Gives a file that is whole its attributes.
+fn end(folder: &Folder, place: &Place, out: Hashing<File>, mut last: Attributes) -> Result<()> {
+    let (file, digest) = out.end();
+    last.nanoseconds = fraction(&digest);
+    folder.finish(place, &file, &last)
+}
+
 /// Copies `size` bytes that begin at `at`. What the tar lacks of them, the reader reports.
-fn range(tar: &File, mut at: u64, size: u64, out: &mut File) -> io::Result<()> {
+fn range(tar: &File, mut at: u64, size: u64, out: &mut impl Write) -> io::Result<()> {
     let end = at.saturating_add(size);
     let mut buffer = vec![0; usize::try_from(size).unwrap_or(CHUNK).min(CHUNK)];
     while at < end {
@@ -151,15 +158,17 @@ fn range(tar: &File, mut at: u64, size: u64, out: &mut File) -> io::Result<()> {
     Ok(())
 }
 
-fn sparse(tar: &File, map: &SparseMap, out: &mut File) -> io::Result<()> {
-    out.set_len(map.size)?;
+/// Writes the parts of a file that are there; where they are counts as bytes too.
+fn sparse(tar: &File, map: &SparseMap, file: File) -> io::Result<Hashing<File>> {
+    file.set_len(map.size)?;
+    let mut out = Hashing::new(file);
     let mut at = map.data;
     for (offset, length) in &map.segments {
-        out.seek(SeekFrom::Start(*offset))?;
-        range(tar, at, *length, out)?;
+        out.seek(*offset)?;
+        range(tar, at, *length, &mut out)?;
         at += length;
     }
-    Ok(())
+    Ok(out)
 }
 
 /// What the reader says, without calling the archive a layer.

@@ -7,6 +7,8 @@ mod dockerfile;
 mod error;
 mod files;
 mod folder;
+#[doc(hidden)]
+pub mod fuzzing;
 mod git;
 mod hash;
 mod http;

@@ -15,6 +15,7 @@ use cloister_image::{Error as ImageError, Reference};
 
 use crate::archive::{self, Kind, copy, local, scratch};
 use crate::folder::{Attributes, Folder};
+use crate::hash::fraction;
 use crate::trust::Trust;
 use crate::watch::Watch;
 use crate::{Error, Inputs, Limits, Result};
@@ -87,7 +88,9 @@ impl Pull {
             let mut out = folder.make_file(&place, layer.blob.size)?;
             let read = |error: io::Error| local("reading a file", &error);
             copy(&mut file, &mut out, u64::MAX, watch, read)?;
-            return folder.finish(&place, &out, &Attributes { mode: 0o644, ..Attributes::default() });
+            let nanoseconds = fraction(&layer.blob.digest);
+            let last = Attributes { mode: 0o644, nanoseconds, ..Attributes::default() };
+            return folder.finish(&place, &out, &last);
         }
         let what = format!("source.oci: layer {} of {}", layer.blob.digest, self.reference);
         let tar = archive::plain(&what, file, work, &self.limits, watch)?;

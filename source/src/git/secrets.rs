@@ -4,6 +4,7 @@ use std::fs;
 use std::io::Write;
 use std::os::unix::fs::{OpenOptionsExt, chown};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use cloister_crds::BuildReason;
 use cloister_image::source::registry::http::system_bundle;
@@ -17,6 +18,10 @@ use crate::{Error, Inputs, Result};
 
 /// A file system in memory, which most machines have.
 const MEMORY: &str = "/dev/shm";
+/// How the folders there begin.
+const PREFIX: &str = ".cloister-git-";
+/// What is older belongs to a process that was killed: no fetch takes so long.
+const STALE: Duration = Duration::from_secs(6 * 3600);
 /// How ssh is run: nobody's configuration, known hosts only, one key, no questions.
 const SSH: &str = "ssh -F none -o BatchMode=yes -o StrictHostKeyChecking=yes -o UpdateHostKeys=no \
     -o GlobalKnownHostsFile=/dev/null -o IdentitiesOnly=yes -o IdentityAgent=none -o ForwardAgent=no \
@@ -69,8 +74,9 @@ impl Secrets {
     pub(super) fn place(&self, address: &Address, trust: &Trust, work: &Path) -> Result<Placed> {
         let memory = Path::new(MEMORY);
         let parent = if memory.is_dir() { memory } else { work };
+        sweep(parent);
         let made = || -> std::io::Result<Placed> {
-            let folder = tempfile::Builder::new().prefix(".cloister-git-").tempdir_in(parent)?;
+            let folder = tempfile::Builder::new().prefix(PREFIX).tempdir_in(parent)?;
             let mut placed = Placed { settings: Vec::new(), ssh: None, folder };
             if let Some((user, password)) = &self.password {
                 let line = format!("https://{}:{}@{}\n", escape(user), escape(password), address.host);
@@ -121,6 +127,20 @@ pub(super) fn give(path: &Path) -> std::io::Result<()> {
     if rustix::process::geteuid().is_root() { chown(path, Some(NOBODY), Some(NOBODY)) } else { Ok(()) }
 }
 
+/// Removes what killed processes left.
+fn sweep(parent: &Path) {
+    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+        let ours = entry.file_name().to_str().is_some_and(|name| name.starts_with(PREFIX));
+        let age = || {
+            entry.metadata().and_then(|data| data.modified()).map(|time| time.elapsed().unwrap_or_default())
+        };
+        if ours && age().is_ok_and(|age| age > STALE) {
+            // Somebody else's stays.
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
 /// Percent-encodes all but letters and digits, for a URL.
 fn escape(text: &str) -> String {
     text.bytes().fold(String::new(), |out, byte| {
@@ -130,4 +150,36 @@ fn escape(text: &str) -> String {
             format!("{out}%{byte:02X}")
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use super::*;
+
+    #[test]
+    fn passwords_are_hidden_however_they_are_written() {
+        let secrets = Secrets { password: Some(("me".into(), "p@ss".into())), key: None };
+        assert_eq!(secrets.hide("a p@ss b p%40ss c"), "a … b … c");
+        assert_eq!(format!("{secrets:?}"), "Secrets(…)");
+    }
+
+    #[test]
+    fn what_killed_processes_left_is_removed() {
+        let place = tempfile::tempdir().unwrap();
+        for (name, age) in
+            [(".cloister-git-old", STALE * 2), (".cloister-git-new", STALE / 2), ("other", STALE * 2)]
+        {
+            let path = place.path().join(name);
+            fs::create_dir(&path).unwrap();
+            fs::write(path.join("key"), "").unwrap();
+            fs::File::open(path).unwrap().set_modified(SystemTime::now() - age).unwrap();
+        }
+        sweep(place.path());
+        let mut left: Vec<_> =
+            fs::read_dir(place.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, [".cloister-git-new", "other"]);
+    }
 }

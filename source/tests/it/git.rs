@@ -38,7 +38,7 @@ impl Origin {
         self.commit(name, files)
     }
 
-    fn commit(&self, name: &str, files: &[(&str, &str)]) -> String {
+    pub fn commit(&self, name: &str, files: &[(&str, &str)]) -> String {
         for (path, text) in files {
             let path = self.path(name).join(path);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -63,7 +63,7 @@ impl Origin {
         self.0.path().join(name)
     }
 
-    fn serve(&self, user: Option<(&str, &str)>) -> Server {
+    pub fn serve(&self, user: Option<(&str, &str)>) -> Server {
         Server::tls(&[("/", Answer::Git(self.0.path().to_owned()))], user)
     }
 }

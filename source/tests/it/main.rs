@@ -3,8 +3,12 @@
 
 mod archives;
 mod artifacts;
+mod builds;
 mod git;
 mod hostile;
+#[allow(dead_code, reason = "it is that of another room, which needs all of it")]
+#[path = "../../../build/tests/buildkitd/lab.rs"]
+mod lab;
 mod server;
 mod site;
 mod ssh;

@@ -66,6 +66,7 @@ impl Site {
 }
 
 /// One entry of a tar, written as it is said, whatever it means.
+#[derive(Clone, Copy)]
 pub struct Entry<'a> {
     pub path: &'a str,
     pub kind: tar::EntryType,
