@@ -80,12 +80,11 @@ impl Inputs {
     /// Docker's credentials of all pull secrets together.
     pub(crate) fn docker(&self) -> Result<DockerConfig> {
         const FIELD: &str = "spec.imagePullSecrets";
-        let mut files = Vec::new();
-        for SecretRef { name } in &self.pull_secrets {
-            files.push((name.as_str(), self.needed_secret(FIELD, name, ".dockerconfigjson")?));
-        }
-        DockerConfig::of_others(files.iter().map(|(name, text)| (*name, text.as_slice())))
-            .map_err(|error| Error::new(BuildReason::InvalidSpec, format!("{FIELD}: Secret {error}")))
+        let names = self.pull_secrets.iter().map(|secret| secret.name.as_str());
+        let texts = names.map(|name| self.needed_secret(FIELD, name, ".dockerconfigjson"));
+        let texts = texts.collect::<Result<Vec<_>>>()?;
+        DockerConfig::of(texts.iter().map(Vec::as_slice))
+            .map_err(|error| Error::new(BuildReason::InvalidSpec, format!("{FIELD}: {error}")))
     }
 
     /// The bundle of certificates.

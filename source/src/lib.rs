@@ -54,8 +54,7 @@ pub struct Facts {
 }
 
 /// Makes a source's files ready to be asked for. `dockerfile` is the Dockerfile's path in it; below `work`, a folder of
-/// this build alone, is what has to be kept on disk, until the caller removes it. git runs as nobody and has to get to its
-/// folder in there, so `work` and those above it must let others through (mode 0711).
+/// this build alone, is what has to be kept on disk, until the caller removes it.
 ///
 /// # Errors
 /// What is wrong with the source, with its reason.

@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 use std::path::Path;
+use std::sync::Arc;
 
 use cloister_crds::{BuildReason, OciSource};
 use cloister_image::source::registry::{DockerConfig, Layer, Remote};
@@ -29,7 +30,7 @@ const UNPACK: &str = "io.deis.oras.content.unpack";
 #[derive(Debug)]
 pub(crate) struct Pull {
     reference: Reference,
-    config: DockerConfig,
+    config: Arc<DockerConfig>,
     trust: Trust,
     limits: Limits,
 }
@@ -42,7 +43,7 @@ impl Pull {
         };
         Ok(Self {
             reference: source.reference.parse().map_err(|error| invalid(&error))?,
-            config: inputs.docker()?,
+            config: Arc::new(inputs.docker()?),
             trust: Trust::new(inputs)?,
             limits: inputs.limits,
         })

@@ -182,9 +182,10 @@ impl Attempt<'_> {
             })?;
             inputs.upload = Some(Box::new(input));
         }
-        let source = cloister_source::prepare(&self.spec.source, &self.spec.dockerfile, &inputs, self.work)
-            .await
-            .map_err(|error| failure(error.reason(), error.to_string()))?;
+        let source =
+            cloister_source::prepare(&self.spec.source, &self.spec.dockerfile, &mut inputs, self.work)
+                .await
+                .map_err(|error| failure(error.reason(), error.to_string()))?;
         let text = source.dockerfile.first().map(|(_, text)| String::from_utf8_lossy(text).into_owned());
         let sources = Sources {
             scope: self.driver.scope.clone(),

@@ -18,8 +18,10 @@ use crate::{Error, Inputs, Result};
 
 /// A file system in memory, which most machines have.
 const MEMORY: &str = "/dev/shm";
+/// Where nobody may have a folder of its own, for what is too large for memory: that of a build is closed to it.
+const DISK: &str = "/var/tmp";
 /// How the folders there begin.
-const PREFIX: &str = ".cloister-git-";
+pub(super) const PREFIX: &str = ".cloister-git-";
 /// What is older belongs to a process that was killed: no fetch takes so long.
 const STALE: Duration = Duration::from_secs(6 * 3600);
 /// How ssh is run: nobody's configuration, known hosts only, one key, no questions.
@@ -120,6 +122,13 @@ impl Placed {
         give(&path)?;
         Ok(path.display().to_string())
     }
+}
+
+/// Where git's user can get to, if that is not who we are. What killed processes left there is removed.
+pub(super) fn open_to_all() -> Option<&'static Path> {
+    let place = Path::new(DISK);
+    let found = (rustix::process::geteuid().is_root() && place.is_dir()).then_some(place);
+    found.inspect(|place| sweep(place))
 }
 
 /// Makes a file or folder that of the user who runs git.

@@ -149,6 +149,7 @@ async fn passwords_open_repositories_and_are_seen_nowhere() {
     let mut found = Vec::new();
     find(&site.work(), b"hunter2", &mut found);
     find(Path::new("/dev/shm"), b"hunter2", &mut found);
+    find(Path::new("/var/tmp"), b"hunter2", &mut found);
     assert_eq!(found, Vec::<String>::new());
 }
 

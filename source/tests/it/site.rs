@@ -1,7 +1,6 @@
 //! A folder for one build, Secrets as kubelet shows them, and what `prepare` makes of a source.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use cloister_crds::{BuildSource, KeyRef};
@@ -16,8 +15,6 @@ pub struct Site {
 impl Site {
     pub fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        // As the driver has it: git's user may go through.
-        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o711)).unwrap();
         fs::create_dir(dir.path().join("work")).unwrap();
         let limits = Limits { bytes: 64 << 20, packed: 64 << 20, ..Limits::default() };
         Self { dir, inputs: Inputs { limits, ..Inputs::default() } }

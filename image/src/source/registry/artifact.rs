@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::io::{self, Read, Write};
 use std::path::Path;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use cloister_layer::digest::{Digest, Hasher};
 
@@ -58,7 +58,7 @@ impl Remote {
     /// The certificates can't be used.
     pub fn new(
         reference: &Reference,
-        config: DockerConfig,
+        config: Arc<DockerConfig>,
         ca_cert: Option<&Path>,
         plain_http: bool,
     ) -> Result<Self> {

@@ -46,7 +46,7 @@ impl std::fmt::Debug for Credentials {
 }
 
 /// A docker configuration file.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct DockerConfig {
     auths: HashMap<String, AuthEntry>,
@@ -54,7 +54,7 @@ pub struct DockerConfig {
     cred_helpers: HashMap<String, String>,
 }
 
-#[derive(Clone, Default, Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(rename_all = "lowercase", default)]
 struct AuthEntry {
     auth: Option<String>,
@@ -87,33 +87,17 @@ impl DockerConfig {
         }
     }
 
-    /// What several files say together, of which each has a name for messages. They are somebody else's: the programs that
-    /// they name are not run. Of two that know a registry, the first counts.
-    ///
-    /// # Errors
-    /// A text is no docker configuration.
-    pub fn of_others<'a>(files: impl IntoIterator<Item = (&'a str, &'a [u8])>) -> Result<Self> {
-        let mut all = Self::default();
-        for (name, text) in files {
-            for (server, entry) in Self::parse(name, text)?.auths {
-                all.auths.entry(server).or_insert(entry);
-            }
-        }
-        Ok(all)
-    }
-
     fn read(path: &Path) -> Result<Self> {
         let mut text = Vec::new();
         std::fs::File::open(path)
             .and_then(|file| file.take(MAX_FILE).read_to_end(&mut text))
             .at("read", path)?;
-        Self::parse(&path.display().to_string(), &text)
-    }
-
-    fn parse(name: &str, text: &[u8]) -> Result<Self> {
         // The reason is left out on purpose: serde would quote what may be a password.
-        serde_json::from_slice(text).map_err(|error| {
-            Error::invalid(name, format!("not a docker configuration, line {}", error.line()))
+        serde_json::from_slice(&text).map_err(|error| {
+            Error::invalid(
+                path.display().to_string(),
+                format!("not a docker configuration, line {}", error.line()),
+            )
         })
     }
 
