@@ -160,6 +160,9 @@ impl Attempt<'_> {
         let connection =
             cloister_builder::connect(&agent, &self.facts.container, cloister_builder::SOCKET, READY).await;
         let connection = connection.map_err(|error| lost(&error))?;
+        // Its cgroups are there now.
+        let limits = cloister_builder::limit(&agent, &self.facts.container, self.facts.memory_bytes);
+        limits.await.map_err(|error| lost(&error))?;
         Ok((agent, connection))
     }
 
