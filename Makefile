@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz bench check build guest kernel kernel-reproducible setup images builder cluster e2e-cluster
+.PHONY: help demo test fuzz bench bench-builds check build guest kernel kernel-reproducible setup images builder cluster e2e-cluster
 
 GUEST := target/microvm
 export CLOISTER_KERNEL := $(CURDIR)/$(GUEST)
@@ -34,6 +34,9 @@ cri-validation: build ## the behaviours of Kubernetes' CRI validation suite, mic
 
 bench-pods: build ## pods beside runc's on the same containerd, into target/bench-pods.json
 	@scripts/bench.sh --bin bench-pods
+
+bench-builds: build builder ## builds in microVMs beside buildctl on the host: digests and times
+	@scripts/bench.sh --bin bench-builds
 
 bench: build images ## the figures of docs/performance.md, into target/bench.json
 	@scripts/bench.sh

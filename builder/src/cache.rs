@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use cloister_view::scratch;
 use rustix::fs::{FlockOperation, flock};
 
+use super::disks::guard;
 use super::error::{Error, Result};
 
 /// Disks of one key that are kept.
@@ -64,9 +65,7 @@ impl Caches {
         let made = DirBuilder::new().recursive(true).mode(0o700).create(&folder);
         made.map_err(failed("make", &folder))?;
         // Held for the moments in which disks change their names.
-        let guard = folder.join(".lock");
-        let lock = open(&guard, true).map_err(failed("open", &guard))?;
-        flock(&lock, FlockOperation::LockExclusive).map_err(|errno| failed("lock", &guard)(errno.into()))?;
+        let _guard = guard(&folder)?;
         for number in 0..MOST {
             let disk = |file, warm| CacheDisk {
                 file,
@@ -160,12 +159,12 @@ fn busy(folder: &Path, number: u32) -> PathBuf {
     folder.join(format!("{number}.busy"))
 }
 
-fn open(path: &Path, create: bool) -> io::Result<File> {
+pub(super) fn open(path: &Path, create: bool) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).create(create).truncate(false).mode(0o600).open(path)
 }
 
 /// Whether somebody else holds the lock; otherwise it is ours now.
-fn is_locked(file: &File) -> io::Result<bool> {
+pub(super) fn is_locked(file: &File) -> io::Result<bool> {
     match flock(file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(false),
         Err(rustix::io::Errno::WOULDBLOCK) => Ok(true),
@@ -173,7 +172,7 @@ fn is_locked(file: &File) -> io::Result<bool> {
     }
 }
 
-fn failed(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
+pub(super) fn failed(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
     let path = path.to_owned();
     move |cause| Error::Cache { what, path, cause }
 }

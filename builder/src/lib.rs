@@ -7,6 +7,7 @@
 
 mod cache;
 mod config;
+mod disks;
 mod error;
 mod guest;
 mod image;
@@ -27,6 +28,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 pub use self::cache::{CacheDisk, Caches};
+pub use self::disks::Disk;
 pub use self::error::{Error, Result};
 pub use self::guest::{STATE, configure, mount_state, unmount_state, wishes, write_back};
 pub use self::image::{HIDDEN, ImageSource, load};

@@ -10,6 +10,8 @@
 //! read them again for ever: nobody answers. And the process that is killed in the end can be buildkitd. Steps that
 //! only wait for memory are ended by the agent.
 
+use std::time::{Duration, Instant};
+
 use cloister_sandbox::Agent;
 use oci_spec::runtime::LinuxResources;
 
@@ -25,6 +27,9 @@ const RESERVE: (u64, u64) = (96 << 20, 4);
 /// that does nothing takes about half of that.
 const PROCESS: u64 = 512 << 10;
 const PROCESSES: (u64, u64) = (256, 32_768);
+/// How long buildkitd may take to set up its cgroups once it listens, and the pause between two looks.
+const PATIENCE: Duration = Duration::from_secs(20);
+const PAUSE: Duration = Duration::from_millis(100);
 /// Share of the processor of buildkitd, where each other has 100.
 const WEIGHT: u64 = 1000;
 
@@ -39,11 +44,27 @@ pub fn steps_memory(memory_bytes: u64) -> u64 {
 /// When the agent refuses.
 pub async fn limit(agent: &Agent, container: &str, memory_bytes: u64) -> Result<()> {
     let steps = steps_memory(memory_bytes);
-    let own = [("memory.min", memory_bytes - steps), ("cpu.weight", WEIGHT)];
-    let theirs = [("memory.max", steps), ("pids.max", (steps / PROCESS).clamp(PROCESSES.0, PROCESSES.1))];
-    agent.update_cgroup(container, OWN, &resources(own), false).await?;
-    agent.update_cgroup(container, STEPS, &resources(theirs), true).await?;
-    Ok(())
+    let own = resources([("memory.min", memory_bytes - steps), ("cpu.weight", WEIGHT)]);
+    let theirs =
+        resources([("memory.max", steps), ("pids.max", (steps / PROCESS).clamp(PROCESSES.0, PROCESSES.1))]);
+    patiently(|| agent.update_cgroup(container, OWN, &own, false)).await?;
+    patiently(|| agent.update_cgroup(container, STEPS, &theirs, true)).await
+}
+
+/// buildkitd listens a moment before it has given the controllers on.
+async fn patiently<F>(set: impl Fn() -> F) -> Result<()>
+where
+    F: Future<Output = std::result::Result<(), cloister_sandbox::Error>>,
+{
+    let begun = Instant::now();
+    loop {
+        match set().await {
+            Ok(()) => return Ok(()),
+            Err(error) if begun.elapsed() > PATIENCE => return Err(error.into()),
+            Err(error) => tracing::trace!(%error, "not yet"),
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
 }
 
 fn resources(limits: [(&str, u64); 2]) -> LinuxResources {

@@ -1,6 +1,7 @@
 //! The benchmarks behind `make bench`: every figure of `docs/performance.md`, with its peer in the same run.
 
 pub mod boot;
+pub mod builds;
 pub mod conversion;
 pub mod guests;
 pub mod memory;

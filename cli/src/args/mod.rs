@@ -1,6 +1,7 @@
 //! The command line, once: parsing, help, completions and the manual page all come from these definitions.
 
 pub mod build;
+pub mod builder;
 pub mod image;
 pub mod kube;
 pub mod run;
@@ -54,6 +55,9 @@ pub enum Command {
     Run(Box<run::RunArgs>),
     /// Build an image from a Dockerfile in a microVM without a network
     Build(Box<build::BuildArgs>),
+    /// Work with the caches of builds
+    #[command(subcommand)]
+    Builder(builder::BuilderCommand),
     /// List microVMs
     Ps(PsArgs),
     /// Run one more command in a running microVM

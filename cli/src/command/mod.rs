@@ -1,6 +1,7 @@
 //! What each command does.
 
 mod build;
+mod builder;
 mod console;
 mod copy;
 mod doctor;
@@ -34,6 +35,7 @@ pub fn run(cli: Cli) -> Result<u8> {
         Command::Image(command) => done(image::run(&global, command)),
         Command::Run(args) => wait_for(run::run(&global, *args)),
         Command::Build(args) => wait_for(build::run(&global, *args)),
+        Command::Builder(command) => done(builder::run(&global, &command)),
         Command::Exec(args) => wait_for(exec::run(&global, args)),
         Command::Ps(args) => done(list::run(&global, &args)),
         Command::Logs(args) => done(logs::run(&global, &args)),

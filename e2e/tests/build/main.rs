@@ -1,6 +1,8 @@
 //! `cloister build`: a Dockerfile becomes an image of this machine in a microVM without a network, and `run` runs it.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests are tests")]
 
+mod cache;
+mod features;
 mod hostile;
 mod life;
 mod secrets;

@@ -43,6 +43,8 @@ const LEAST_MEMORY: u64 = 128 << 20;
 const RESULT: u64 = 64 << 30;
 /// How long buildkitd may take to listen; emulation on a busy machine is slow.
 const READY: Duration = Duration::from_secs(60);
+/// The argument with the time, in seconds since 1970, that everything in an image is said to be of.
+const SOURCE_DATE: &str = "SOURCE_DATE_EPOCH";
 /// Events of the progress that may wait to be shown.
 const EVENTS: usize = 256;
 
@@ -178,6 +180,10 @@ async fn build(
         Destination::Tar(_) => client::Output::tar(),
         Destination::Local(_) => client::Output::local(),
     };
+    // Who sets a source date wants the same image again: that takes the files' times too.
+    let image = !matches!(inputs.out, Destination::Tar(_) | Destination::Local(_));
+    let dated = image && inputs.args.contains_key(SOURCE_DATE);
+    let exporter = if dated { exporter.rewrite_timestamps() } else { exporter };
     let names: Vec<&str> = args.tags.iter().map(String::as_str).collect();
     let exporter = if names.is_empty() { exporter } else { exporter.named(&names.join(",")) };
     let job = Job {
