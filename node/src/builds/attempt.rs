@@ -4,6 +4,7 @@ use std::io::SeekFrom;
 use std::path::Path;
 use std::time::Duration;
 
+use cloister_build::client::{Error, Solve};
 use cloister_build::job::{Built, Job};
 use cloister_build::output::Output;
 use cloister_builder::pod::{self, Facts};
@@ -31,6 +32,8 @@ use crate::import::Request;
 const READY: Duration = Duration::from_secs(120);
 /// How long counters of a guest that failed may take.
 const ASK: Duration = Duration::from_secs(2);
+/// How long the last words of a build may take.
+const WORDS: Duration = Duration::from_secs(2);
 /// Most bytes of a result.
 const RESULT: u64 = 64 << 30;
 /// Events of the progress that may wait.
@@ -208,12 +211,11 @@ impl Attempt<'_> {
         writer: tokio::fs::File,
         log: &mut Log,
     ) -> cloister_build::client::Result<Built> {
-        use cloister_build::client::Error;
         let invalid = |failure: Failure| Error::Invalid { what: "secrets".into(), why: failure.message };
         // Of what leaves a machine no more is honest than fits its disk.
         let (output, receipt) = Output::stream(writer, RESULT.min(self.facts.disk_bytes));
         let job = Job {
-            solve: solve::solve(self.spec),
+            solve: Solve { deadline: Some(self.left()), ..solve::solve(self.spec) },
             context: parts.source.context,
             dockerfile: parts.source.dockerfile,
             shared_key: self.pod.build_name(),
@@ -246,6 +248,14 @@ impl Attempt<'_> {
         let (built, ()) = tokio::join!(run, follow);
         drop(parts.agents);
         built
+    }
+
+    /// What is left of the build's time: a moment less than kubelet gives it, so that there is time to say so.
+    fn left(&self) -> Duration {
+        let passed = self.pod.started.map(|begun| jiff::Timestamp::now().duration_since(begun));
+        let passed = passed.and_then(|passed| Duration::try_from(passed).ok()).unwrap_or_default();
+        let whole = Duration::from(self.spec.timeout);
+        whole.saturating_sub(passed).saturating_sub(WORDS).max(WORDS)
     }
 
     /// What the guest says of its memory.

@@ -8,9 +8,11 @@ use std::time::Duration;
 use cloister_builder::pod::{Control, Facts};
 use cloister_crds::{BuildReason, Failure, ImageBuild, ImageBuildSpec, Sizes};
 use cloister_image::{Platform, Store};
+use k8s_openapi::api::core::v1::Pod;
 use kube::Client;
 use kube::api::Api;
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 
 use super::archive::Logs;
 use super::attempt::{Attempt, Done};
@@ -27,6 +29,9 @@ use crate::import::{Importer, local};
 
 /// Pauses between two looks at a build that can't be read.
 const AGAIN: Duration = Duration::from_secs(1);
+/// How long a pod whose machine is gone may take to say why, and how often it is asked.
+const EXPLAINED: Duration = Duration::from_secs(5);
+const LOOK: Duration = Duration::from_millis(250);
 
 /// What every attempt of this node uses.
 pub struct Driver {
@@ -132,6 +137,8 @@ impl Driver {
                 let digest = done.digest.to_string();
                 status.finish(result, |entry| entry.digest = Some(digest)).await
             }
+            // The operator reads it from the pod.
+            Err(failure) if failure.reason == BuildReason::BuilderLost && self.explained(pod).await => Ok(()),
             Err(failure) => {
                 let result = Told { log_tail, ..Told::default() };
                 tracing::info!(pod = pod.full_name(), reason = failure.reason.as_str(), "build failed");
@@ -154,6 +161,27 @@ impl Driver {
             }
             tokio::time::sleep(AGAIN).await;
         }
+    }
+
+    /// Whether the pod itself says why its machine is gone: its deadline, an eviction, somebody who deleted it.
+    async fn explained(&self, pod: &BuildPod) -> bool {
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), &pod.namespace);
+        let until = Instant::now() + EXPLAINED;
+        while Instant::now() < until {
+            match api.get_opt(&pod.name).await {
+                Ok(Some(found)) if found.metadata.deletion_timestamp.is_some() => return true,
+                Ok(Some(found)) => {
+                    let status = found.status.unwrap_or_default();
+                    if matches!(status.phase.as_deref(), Some("Failed" | "Succeeded")) {
+                        return status.reason.is_some();
+                    }
+                }
+                Ok(None) => return true,
+                Err(_) => {}
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        false
     }
 
     /// How large the image of a name is.

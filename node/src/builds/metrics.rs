@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use cloister_crds::BuildReason;
+use cloister_pages::{Page, Pages};
 use prometheus::{IntCounterVec, IntGauge, Opts, Registry, TextEncoder};
 
 /// The counters of this process.
@@ -47,9 +48,32 @@ impl Metrics {
     pub fn ended(&self, reason: Option<BuildReason>) {
         self.ended.with_label_values(&[reason.map_or("Succeeded", BuildReason::as_str)]).inc();
     }
+}
 
-    /// All of them in Prometheus' text format.
-    pub fn page(&self) -> Option<String> {
-        TextEncoder::new().encode_to_string(&self.registry.gather()).ok()
+impl Pages for Metrics {
+    async fn page(&self, path: &str) -> Option<Page> {
+        let text = || TextEncoder::new().encode_to_string(&self.registry.gather());
+        (path == "/metrics").then(|| text().map_or_else(Page::failed, Page::ok))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn builds_are_counted_by_how_they_ended() {
+        let metrics = Metrics::new().unwrap();
+        let running = metrics.running();
+        metrics.ended(None);
+        metrics.ended(Some(BuildReason::StepFailed));
+        let text = |page: Option<Page>| format!("{:?}", page.unwrap());
+        let page = text(metrics.page("/metrics").await);
+        for line in ["builds_running 1", "StepFailed", "Succeeded"] {
+            assert!(page.contains(line), "{page}");
+        }
+        drop(running);
+        assert!(text(metrics.page("/metrics").await).contains("builds_running 0"));
+        assert!(metrics.page("/").await.is_none());
     }
 }

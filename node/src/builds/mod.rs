@@ -39,6 +39,7 @@ use crate::config::Config;
 use crate::containerd::Containerd;
 use crate::containerd::scope::Scope;
 use crate::import::Importer;
+use crate::metrics::{Address, serve};
 use crate::placed::Placement;
 use crate::{blocking, error};
 
@@ -56,6 +57,9 @@ pub struct Args {
     /// Builds of this node that run at the same time; others wait in their machines
     #[arg(long, value_name = "N", default_value_t = 8)]
     parallel: usize,
+    /// Where this process serves its own /metrics: IP:PORT or unix:PATH [default: nowhere]
+    #[arg(long, value_name = "ADDRESS")]
+    builds_metrics_address: Option<Address>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -123,7 +127,14 @@ async fn drive(args: Args, config: Config) -> Result<()> {
     };
     let port = config.images.map(|address| address.port());
     let placement = Placement::new(client, importer, node, port);
+    let pages = async {
+        match &args.builds_metrics_address {
+            Some(address) => serve(address, metrics).await,
+            None => std::future::pending().await,
+        }
+    };
     tokio::select! {
+        served = pages => Ok(served?),
         () = watch::run(driver) => anyhow::bail!("the watch of pods has ended"),
         result = placement.run() => result,
         () = tidy => Ok(()),

@@ -37,7 +37,7 @@ impl FromStr for Address {
 ///
 /// # Errors
 /// When the address cannot be listened on.
-pub async fn serve(address: &Address, page: Arc<Page>) -> Result<()> {
+pub async fn serve<P: Pages>(address: &Address, page: Arc<P>) -> Result<()> {
     match address {
         Address::Tcp(address) => {
             let listener = TcpListener::bind(address)
