@@ -25,6 +25,8 @@ use super::error::{Error, Result};
 const KEPT: u32 = 4;
 /// Disks of one key in use at once.
 const MOST: u32 = 64;
+/// Bytes that a disk is a multiple of.
+const BLOCK: u64 = 4096;
 /// Bytes of a key: two names of Kubernetes and what is between them.
 const KEY: usize = 127;
 
@@ -47,9 +49,9 @@ pub struct CacheDisk {
 }
 
 impl Caches {
-    /// Disks of `bytes` each below `folder`, which need not exist yet. The files are sparse.
+    /// Disks of `bytes` each, rounded down to 4 KiB, below `folder`, which need not exist yet. The files are sparse.
     pub fn new(folder: PathBuf, bytes: u64) -> Self {
-        Self { folder, bytes }
+        Self { folder, bytes: bytes / BLOCK * BLOCK }
     }
 
     /// A disk of this key: with what an earlier build left, or empty.
@@ -240,6 +242,14 @@ mod tests {
         Caches::new(folder.path().to_owned(), BYTES).take("k").unwrap().keep().unwrap();
         let disk = Caches::new(folder.path().to_owned(), 2 * BYTES).take("k").unwrap();
         assert_eq!((disk.is_warm(), disk.file.metadata().unwrap().len()), (false, 2 * BYTES));
+    }
+
+    #[test]
+    fn a_size_between_two_blocks_is_the_same_disk_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let caches = Caches::new(folder.path().to_owned(), BYTES + 1000);
+        caches.take("k").unwrap().keep().unwrap();
+        assert!(caches.take("k").unwrap().is_warm());
     }
 
     #[test]

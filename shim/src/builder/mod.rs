@@ -19,6 +19,8 @@ use crate::volumes::is_bind;
 
 /// Where the kubelet mounts a file that buildkitd never writes, and the CRI the pod's shared memory.
 const UNUSED: [&str; 2] = ["/dev/termination-log", "/dev/shm"];
+/// What the CRI mounts so that names are found, of which there are none without a network.
+const NAMES: [&str; 3] = ["/etc/hosts", "/etc/hostname", "/etc/resolv.conf"];
 
 /// What somebody asks a builder to end with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,12 +96,13 @@ pub struct Mounts {
 }
 
 impl Mounts {
-    /// Tells them apart. What the kernel or buildkitd itself provides is left out.
+    /// Tells them apart. What buildkitd has anyway, or has no use for, is left out.
     ///
     /// # Errors
     /// When a mount leads out of [`HOST`] again.
-    pub fn split(all: Vec<Mount>) -> Result<Self> {
+    pub fn split(all: Vec<Mount>, network: bool) -> Result<Self> {
         let mut mounts = Self::default();
+        let is = |place: &Path, names: &[&str]| names.iter().any(|name| place == Path::new(name));
         for mount in all.into_iter().filter(is_bind) {
             let place = mount.destination();
             if let Ok(below) = place.strip_prefix(HOST) {
@@ -108,7 +111,7 @@ impl Mounts {
                 }
                 let source = mount.source().clone().unwrap_or_default();
                 mounts.host.insert(below.to_owned(), source);
-            } else if !place.starts_with(STATE) && !UNUSED.iter().any(|unused| place == Path::new(unused)) {
+            } else if !place.starts_with(STATE) && !is(place, &UNUSED) && (network || !is(place, &NAMES)) {
                 mounts.guest.push(mount);
             }
         }
@@ -139,13 +142,14 @@ mod tests {
             mount("/dev/shm", "bind"),
             mount("/var/lib/buildkit", "bind"),
         ];
-        let mounts = Mounts::split(all).unwrap();
+        let mounts = Mounts::split(all.clone(), true).unwrap();
         let host: Vec<_> = mounts.host.keys().map(|path| path.display().to_string()).collect();
         assert_eq!(host, ["secrets/hub", "spec"]);
         assert_eq!(mounts.host[Path::new("spec")], Path::new("/host/run/cloister/host/spec"));
         let guest: Vec<_> = mounts.guest.iter().map(|one| one.destination().display().to_string()).collect();
         assert_eq!(guest, ["/run/cloister/hosts", "/etc/resolv.conf"]);
-        assert!(Mounts::split(vec![mount("/run/cloister/host/../x", "bind")]).is_err());
+        assert_eq!(Mounts::split(all, false).unwrap().guest.len(), 1);
+        assert!(Mounts::split(vec![mount("/run/cloister/host/../x", "bind")], true).is_err());
     }
 
     #[tokio::test]

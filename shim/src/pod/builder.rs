@@ -41,7 +41,7 @@ impl Pod {
         if self.builder.get().is_some() {
             return Err(Failure::Invalid("a builder's pod has one container, once".to_owned()));
         }
-        let mounts = Mounts::split(mounts)?;
+        let mounts = Mounts::split(mounts, wish.network)?;
         let prepared = machine.volumes.prepare(&container.id, &mounts.guest).await?;
         let disk = self.state_disk(machine, wish).await?;
         let serial = disk.serial.clone();
@@ -122,7 +122,7 @@ impl Pod {
         let taken = tokio::task::spawn_blocking(move || caches.take(&key)).await.map_err(Failure::other)?;
         let cache = taken.map_err(Failure::other)?;
         let serial = machine.sandbox.plug_temporary(cache.file().map_err(Failure::other)?).await?;
-        Ok(StateDisk { serial, bytes, cache: Some(cache) })
+        Ok(StateDisk { serial, bytes: cache.bytes(), cache: Some(cache) })
     }
 
     /// Stays with a builder until it is asked to end, or ends.
