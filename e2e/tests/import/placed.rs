@@ -45,15 +45,20 @@ impl Site {
         self.cluster.kubectl(&["patch", "imgb", "app", "--type=merge", "-p", &patch]).map(drop)
     }
 
-    /// Node one has built this: what its build driver does, and the operator after it.
-    fn built(&self, number: u64, archive: &OciArchive) -> Result<()> {
+    /// Node one imports what it has built, as its build driver does.
+    fn import(&self, archive: &OciArchive) -> Result<()> {
         let build = self.cluster.get(&["imgb", "app"])?;
         let uid = build["metadata"]["uid"].as_str().context("no uid")?;
         let path = self.nodes[0].lab.root().join("build.tar");
         archive.write(&path)?;
         let path = path.to_string_lossy();
         let args = ["import", "--build", "default/app", "--object", uid, "--digest", &archive.digest];
-        image(&self.nodes[0].lab, &[&args[..], &["--pin", "-i", &path, "app:1"]].concat())?;
+        image(&self.nodes[0].lab, &[&args[..], &["--pin", "-i", &path, "app:1"]].concat()).map(drop)
+    }
+
+    /// The driver says that it has built this, and the operator that the attempt is over.
+    fn built(&self, number: u64, archive: &OciArchive) -> Result<()> {
+        let build = self.cluster.get(&["imgb", "app"])?;
         let attempt = json!({"number": number, "generation": build["metadata"]["generation"], "trigger": "Spec",
             "node": "one", "digest": archive.digest, "completionTime": "2026-01-01T00:00:00Z"});
         let mut attempts = build["status"]["attempts"].as_array().cloned().unwrap_or_default();
@@ -106,6 +111,7 @@ fn images_are_where_builds_want_them() {
                 "output": {"images": ["app:1"], "nodes": {}}}});
         site.cluster.apply(&object.to_string())?;
         let first = app("one")?;
+        site.import(&first)?;
         site.built(1, &first)?;
         for node in [0, 1] {
             site.ready(node, &first, true)?;
@@ -120,8 +126,9 @@ fn images_are_where_builds_want_them() {
         site.ready(1, &first, true)?;
 
         eprintln!("a node that does not answer, and one that is killed");
-        site.nodes[0].lab.stop_node(true)?;
         let second = OciArchive::new(&[busybox()?, noise(1, 48 << 20)?]);
+        site.import(&second)?;
+        site.nodes[0].lab.stop_node(true)?;
         site.built(2, &second)?;
         let failed = site.until("a failure", "two", |entry| entry["state"] == "Failed")?;
         ensure!(failed["message"].as_str().is_some_and(|why| why.starts_with("one: ")), "{failed}");

@@ -6,6 +6,7 @@ mod common;
 mod crash;
 mod exports;
 mod hostile;
+mod push;
 mod registry;
 mod store;
 mod upstream;

@@ -232,7 +232,7 @@ fn serve(
         let length: usize = seen.header("content-length").and_then(|text| text.parse().ok()).unwrap_or(0);
         let mut body = vec![0; length];
         reader.read_exact(&mut body).ok()?;
-        seen.body = String::from_utf8(body).ok()?;
+        seen.body = String::from_utf8_lossy(&body).into_owned();
         log.lock().unwrap().push(seen.clone());
         let (limit, stall, range) = match decide(&seen) {
             Act::Answer(status, headers, body) => {
@@ -250,14 +250,20 @@ fn serve(
             Act::Stall(at) => (at, true, true),
         };
         let mut server = TcpStream::connect(upstream).ok()?;
+        // The registry makes URLs of it, which have to lead here again.
+        let host = seen.header("host").unwrap_or(upstream);
         let mut head =
-            format!("{} {} HTTP/1.1\r\nhost: {upstream}\r\nconnection: close\r\n", seen.method, seen.path);
-        for name in ["accept", "range"].into_iter().filter(|name| range || *name != "range") {
+            format!("{} {} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n", seen.method, seen.path);
+        for name in ["accept", "range", "content-type", "content-length"]
+            .into_iter()
+            .filter(|name| range || *name != "range")
+        {
             if let Some(value) = seen.header(name) {
                 head += &format!("{name}: {value}\r\n");
             }
         }
         server.write_all(format!("{head}\r\n").as_bytes()).ok()?;
+        server.write_all(&body).ok()?;
         let mut answer = Vec::new();
         server.read_to_end(&mut answer).ok()?;
         let body_at = answer.windows(4).position(|window| window == b"\r\n\r\n")? + 4;

@@ -171,11 +171,11 @@ impl Client {
         }
     }
 
-    fn known_authorization(&self, endpoint: usize) -> Option<String> {
+    pub(super) fn known_authorization(&self, endpoint: usize) -> Option<String> {
         self.authorization.lock().unwrap_or_else(PoisonError::into_inner).get(&endpoint).cloned()
     }
 
-    fn authenticate(&self, endpoint: usize, response: &Response<Body>) -> Result<String, Failure> {
+    pub(super) fn authenticate(&self, endpoint: usize, response: &Response<Body>) -> Result<String, Failure> {
         let credentials = self
             .config
             .get(&self.endpoints[endpoint].registry, &self.repository)
@@ -194,7 +194,7 @@ impl Client {
     }
 
     /// What an answer other than success means.
-    fn status(&self, endpoint: usize, what: &str, response: Response<Body>) -> Attempt {
+    pub(super) fn status(&self, endpoint: usize, what: &str, response: Response<Body>) -> Attempt {
         let status = response.status();
         let after = response
             .headers()
@@ -227,13 +227,13 @@ impl Client {
         }
     }
 
-    fn failed(&self, endpoint: usize, what: &str, failure: Failure) -> Attempt {
+    pub(super) fn failed(&self, endpoint: usize, what: &str, failure: Failure) -> Attempt {
         let error = self.error(endpoint, what, &failure.why);
         if failure.transient { Attempt::Again { error, after: None } } else { Attempt::Fatal(error) }
     }
 
     /// It wants credentials, and there are none that it takes.
-    fn denied(&self, endpoint: usize, what: &str, failure: Failure) -> Attempt {
+    pub(super) fn denied(&self, endpoint: usize, what: &str, failure: Failure) -> Attempt {
         match self.failed(endpoint, what, failure) {
             Attempt::Fatal(error) => Attempt::Fatal(error.answered(401)),
             again => again,

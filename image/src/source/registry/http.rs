@@ -59,7 +59,7 @@ pub struct Failure {
 /// A connection pool with our rules.
 #[derive(Debug)]
 pub struct Http {
-    agent: Agent,
+    pub(super) agent: Agent,
 }
 
 /// One request, GET unless there is a form to post.
@@ -164,7 +164,7 @@ impl Http {
 }
 
 impl Failure {
-    fn of(error: &ureq::Error) -> Self {
+    pub(super) fn of(error: &ureq::Error) -> Self {
         if let Some(rustls::Error::InvalidMessage(_)) = tls(error) {
             let why = "its answer is not TLS; if it speaks plain HTTP, say --plain-http (for a mirror: an http:// URL)";
             return Self { why: why.to_owned(), transient: false };
@@ -192,14 +192,14 @@ fn tls(error: &ureq::Error) -> Option<&rustls::Error> {
 }
 
 /// Scheme, host and port: what credentials belong to.
-fn origin(url: &Uri) -> (Option<String>, Option<String>, Option<u16>) {
+pub(super) fn origin(url: &Uri) -> (Option<String>, Option<String>, Option<u16>) {
     let scheme = url.scheme_str().map(str::to_lowercase);
     let default = if scheme.as_deref() == Some("http") { 80 } else { 443 };
     (scheme, url.host().map(str::to_lowercase), Some(url.port_u16().unwrap_or(default)))
 }
 
 /// Where a `Location` leads: an absolute URL, or a path on the same host.
-fn join(base: &Uri, target: &str) -> Option<Uri> {
+pub(super) fn join(base: &Uri, target: &str) -> Option<Uri> {
     let target = target.split('#').next()?;
     if target.contains("://") {
         return target.parse().ok();

@@ -1,4 +1,4 @@
-//! Pulls from a registry (OCI distribution-spec 1.1), with our own blocking client.
+//! Pulls from a registry, and pushes to one (OCI distribution-spec 1.1), with our own blocking client.
 //!
 //! - HTTPS, plain HTTP only when asked for; a CA of one's own beside the system's.
 //! - Mirrors in order, the registry last. Credentials from docker's configuration, sent to their own host only.
@@ -13,7 +13,9 @@ mod client;
 mod credentials;
 pub mod http;
 mod mirror;
+mod push;
 mod retry;
+mod upload;
 
 use std::io::Read;
 use std::path::PathBuf;
@@ -35,6 +37,7 @@ pub use self::artifact::{Artifact, Layer, Remote};
 pub use self::credentials::{Credentials, DockerConfig};
 pub use self::http::Timeouts;
 pub use self::mirror::Mirrors;
+pub use self::push::{Blobs, PushOptions, push};
 
 const ACCEPT: &str = "application/vnd.oci.image.index.v1+json, application/vnd.docker.distribution.manifest.list.v2+json, \
     application/vnd.oci.image.manifest.v1+json, application/vnd.docker.distribution.manifest.v2+json";
