@@ -3,7 +3,7 @@
 
 use std::io::Read;
 use std::path::PathBuf;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use cloister_layer::digest::Digest;
 use ureq::Body;
@@ -11,8 +11,7 @@ use ureq::http::Response;
 
 use super::client::{Attempt, Client, Watch};
 use super::credentials::DockerConfig;
-use super::http::Http;
-use super::http::Timeouts;
+use super::http::{Http, Timeouts};
 use super::mirror::Mirrors;
 use super::upload::{Method, Upload};
 use crate::error::{Error, Result};
@@ -30,6 +29,8 @@ pub struct PushOptions {
     pub ca_cert: Option<PathBuf>,
     /// Docker configuration to use instead of the user's own.
     pub authfile: Option<PathBuf>,
+    /// Credentials to use instead of any file's.
+    pub credentials: Option<Arc<DockerConfig>>,
     /// How long the network may take.
     pub timeouts: Timeouts,
 }
@@ -56,7 +57,10 @@ pub fn push(
 ) -> Result<()> {
     let client = Client {
         http: Http::new(options.ca_cert.as_deref(), &options.timeouts)?,
-        config: DockerConfig::load(options.authfile.as_deref())?,
+        config: match &options.credentials {
+            Some(config) => config.clone(),
+            None => Arc::new(DockerConfig::load(options.authfile.as_deref())?),
+        },
         // A mirror is for reading.
         endpoints: Mirrors::default().endpoints(reference, options.plain_http)?,
         repository: reference.repository().to_owned(),
