@@ -63,8 +63,7 @@ impl Client {
             return Ok(response);
         }
         let known = self.known_authorization(0);
-        let header =
-            self.authenticate(0, &response).map_err(|failure| self.denied(0, what, failure))?;
+        let header = self.authenticate(0, &response).map_err(|failure| self.denied(0, what, failure))?;
         if known.as_ref() == Some(&header) {
             return Ok(response);
         }
