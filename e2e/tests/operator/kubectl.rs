@@ -52,7 +52,9 @@ impl Dev {
 
     async fn run(&self, args: &[&str]) -> Output {
         let done = tokio::time::timeout(Duration::from_secs(90), self.command(args).output()).await;
-        done.expect("in time").unwrap()
+        let output = done.expect("in time").unwrap();
+        eprintln!("$ kubectl cloister {}\n{}{}", args.join(" "), text(&output.stderr), text(&output.stdout));
+        output
     }
 
     /// Runs a command that has to succeed; gives what it wrote.

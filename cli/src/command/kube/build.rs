@@ -212,7 +212,7 @@ impl Following {
 
 /// Whether an attempt can have ended so because it did not get the whole folder.
 fn is_of_source(reason: &str) -> bool {
-    [BuildReason::SourceMismatch, BuildReason::SourceNotFound, BuildReason::SourceUnavailable]
+    [BuildReason::SourceMismatch, BuildReason::SourceInvalid, BuildReason::SourceUnavailable]
         .iter()
         .any(|one| one.as_str() == reason)
 }
