@@ -64,10 +64,11 @@ fn a_disk_that_is_filled_again_and_again_ends_with_the_build() {
 fn floods_and_endless_lines_are_cut_short() {
     let site = Site::new();
     let flood =
-        "FROM base\nRUN yes | head -c 20m; yes | tr -d '\\n' | head -c 20m; echo; echo the end; exit 3\n";
+        "FROM base\nRUN yes | head -c 6m; yes | tr -d '\\n' | head -c 6m; echo; echo the end; exit 3\n";
     let refused = site.refuses(&site.context("flood", &[("Dockerfile", flood)]), &["-t", "flood"]);
     assert!(refused.reason().ends_with("exit code 3"), "{}", refused.reason());
-    assert!(refused.said.len() < 8 << 20, "{} bytes", refused.said.len());
+    // 4 MiB of a step; plain progress adds a number and a time to each of its lines.
+    assert!(refused.said.len() < 32 << 20, "{} bytes", refused.said.len());
     assert!(refused.said.lines().all(|line| line.len() < 5000));
 }
 
