@@ -120,7 +120,7 @@ impl Following {
                         None
                     }
                 },
-                number = signals.interrupted() => return self.cancel(number, watched, attendance, signals).await,
+                number = signals.interrupted() => return self.cancel(number, &newest, watched, attendance, signals).await,
                 () = tokio::time::sleep_until((changed + timeout).into()) => {
                     bail!("imagebuild {} has not changed for {} s; it goes on without this command", self.name, timeout.as_secs())
                 }
@@ -174,14 +174,14 @@ impl Following {
     async fn cancel(
         self,
         number: u8,
+        build: &ImageBuild,
         mut watched: Watched,
         attendance: Attendance,
         signals: &mut Signals,
     ) -> Result<u8> {
         say("canceling the build; once more to leave at once");
         let ending = async {
-            let Seen::Build(build) = watched.next().await else { return Ok(()) };
-            submit::cancel(&self.cluster.builds(), &build).await?;
+            submit::cancel(&self.cluster.builds(), build).await?;
             let ended = async {
                 while let Seen::Build(build) = watched.next().await {
                     let wanted =

@@ -85,7 +85,8 @@ impl Attendance {
         {
             log.abort();
         }
-        if let Ok(Err(why)) = self.sent.try_recv() {
+        // Its pod has ended, or is about to: then the sending ends, too.
+        if let Ok(Some(Err(why))) = tokio::time::timeout(REST, self.sent.recv()).await {
             self.cut = Some(why);
         }
         self.cut.take()
