@@ -25,18 +25,21 @@ pub struct Inputs {
     pub pull_secrets: Vec<SecretRef>,
     /// What arrives on the container's standard input.
     pub upload: Option<Box<dyn AsyncRead + Send + Sync + Unpin>>,
+    /// Folder of this build's uploads, which are kept there. Default: the attempt's own folder.
+    pub uploads: Option<PathBuf>,
     /// How large a source may be, and how long it may take.
     pub limits: Limits,
 }
 
 impl fmt::Debug for Inputs {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { mounts, ca_bundle, pull_secrets, upload, limits } = self;
+        let Self { mounts, ca_bundle, pull_secrets, upload, uploads, limits } = self;
         f.debug_struct("Inputs")
             .field("mounts", mounts)
             .field("ca_bundle", ca_bundle)
             .field("pull_secrets", pull_secrets)
             .field("upload", &upload.is_some())
+            .field("uploads", uploads)
             .field("limits", limits)
             .finish()
     }

@@ -1,5 +1,5 @@
-//! A folder that `kubectl cloister build` uploads as an archive, through the pod's standard input. It is kept below the
-//! build's folder by its digest, so that another attempt needs no other upload.
+//! A folder that `kubectl cloister build` uploads as an archive, through the pod's standard input. It is kept by its digest,
+//! so that another attempt needs no other upload.
 
 use std::fs;
 use std::io::Write;
@@ -31,14 +31,15 @@ pub(crate) async fn receive(
 ) -> Result<PathBuf> {
     let invalid = |_| Error::new(BuildReason::InvalidSpec, "source.upload.digest is none");
     let wanted: Digest = source.digest.parse().map_err(invalid)?;
-    let kept = work.join(format!("upload-{}", wanted.hex()));
+    let folder = inputs.uploads.clone().unwrap_or_else(|| work.to_owned());
+    let kept = folder.join(format!("upload-{}", wanted.hex()));
     // It got this name when it was whole and had been checked.
     if kept.exists() {
         return Ok(kept);
     }
     let missing = "source.upload: nothing was uploaded: run `kubectl cloister build` again";
     let mut stream = inputs.upload.take().ok_or_else(|| Error::missing(missing))?;
-    let file = NamedTempFile::new_in(work).map_err(|error| local("making a file", &error))?;
+    let file = NamedTempFile::new_in(&folder).map_err(|error| local("making a file", &error))?;
     let mut out = Hashing::new(file);
     let bytes = copy(&mut stream, &mut out, inputs.limits.packed, watch).await?;
     if bytes == 0 {

@@ -187,6 +187,10 @@ impl Attempt<'_> {
                 failure(BuildReason::SourceUnavailable, format!("the upload can't be read: {error}"))
             })?;
             inputs.upload = Some(Box::new(input));
+            let kept = self.driver.uploads.folder(&self.pod.owner);
+            inputs.uploads = Some(kept.map_err(|error| {
+                failure(BuildReason::SourceUnavailable, format!("no room for the upload: {error}"))
+            })?);
         }
         let source =
             cloister_source::prepare(&self.spec.source, &self.spec.dockerfile, &mut inputs, self.work)

@@ -23,6 +23,7 @@ use super::place::{self, Place};
 use super::pod::BuildPod;
 use super::status::{Result as Told, Status};
 use super::trust::{self, Verdict};
+use super::uploads::Uploads;
 use crate::blocking;
 use crate::containerd::scope::Scope;
 use crate::import::{Importer, local};
@@ -51,6 +52,8 @@ pub struct Driver {
     pub importer: Importer,
     /// Logs that are kept.
     pub logs: Logs,
+    /// Uploaded sources that are kept.
+    pub uploads: Uploads,
     /// Attempts that may run at once.
     pub places: Arc<Semaphore>,
     /// What is counted.
@@ -108,6 +111,7 @@ impl Driver {
         })?;
         let attempt = Attempt { driver: self, pod, spec, facts, mounts, folder, work: work.path(), status };
         let done = attempt.run(log).await?;
+        self.uploads.forget(&pod.owner);
         let sizes = match spec.output.images.first().filter(|_| done.imported) {
             Some(_) => self.sizes(&done.names).await,
             None => None,

@@ -16,6 +16,7 @@ mod ssh;
 mod status;
 mod steps;
 mod trust;
+mod uploads;
 mod watch;
 
 use std::fs::{DirBuilder, File};
@@ -35,6 +36,7 @@ use self::archive::Logs;
 use self::cluster::Cluster;
 use self::drive::Driver;
 use self::metrics::Metrics;
+use self::uploads::Uploads;
 use crate::config::Config;
 use crate::containerd::Containerd;
 use crate::containerd::scope::Scope;
@@ -115,13 +117,15 @@ async fn drive(args: Args, config: Config) -> Result<()> {
         scope: Scope::new(containerd),
         importer: importer.clone(),
         logs: Logs::new(&config.root),
+        uploads: Uploads::new(&config.root),
         places: Arc::new(Semaphore::new(args.parallel.max(1))),
         metrics: metrics.clone(),
     });
-    let (logs, api) = (driver.logs.clone(), client.clone());
+    let (logs, uploads, api) = (driver.logs.clone(), driver.uploads.clone(), client.clone());
     let tidy = async move {
         loop {
             logs.tidy(&api).await;
+            uploads.tidy();
             tokio::time::sleep(TIDY).await;
         }
     };

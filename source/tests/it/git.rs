@@ -155,8 +155,13 @@ async fn passwords_open_repositories_and_are_seen_nowhere() {
 
 /// Files with these bytes.
 pub fn find(folder: &Path, bytes: &[u8], found: &mut Vec<String>) {
+    // What others have in a folder of everybody is theirs.
+    let shared = ["/dev/shm", "/var/tmp"].iter().any(|shared| folder == Path::new(shared));
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         let path = entry.path();
+        if shared && !entry.file_name().to_string_lossy().starts_with(".cloister-git-") {
+            continue;
+        }
         match entry.file_type() {
             Ok(kind) if kind.is_dir() => find(&path, bytes, found),
             Ok(kind) if kind.is_file() => {
