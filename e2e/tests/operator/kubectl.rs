@@ -166,7 +166,7 @@ async fn a_build_that_is_interrupted_is_canceled_and_can_be_retried(dev: &Dev) {
     dev.ok(&["build", "-t", "slow", dev.context()]).await;
     dev.node.does(Does::Hangs);
     dev.ok(&["retry", "slow"]).await;
-    dev.site.condition("slow", "Succeeded=Unknown/Building").await;
+    dev.site.condition("slow", "Succeeded=Unknown/Starting").await;
     assert_eq!(dev.ok(&["cancel", "slow"]).await.0, "imagebuild/slow canceled\n");
     dev.site
         .wait("slow", "its end", |build| words(build).contains(&"Stalled=True/Cancelled".to_owned()))
