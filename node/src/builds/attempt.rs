@@ -199,6 +199,7 @@ impl Attempt<'_> {
         let text = source.dockerfile.first().map(|(_, text)| String::from_utf8_lossy(text).into_owned());
         let sources = Sources {
             scope: self.driver.scope.clone(),
+            converter: self.driver.converter.clone(),
             store: self.driver.store.clone(),
             credentials: self.mounts.registries(self.spec)?.into(),
             certificates: self.mounts.certificates(self.spec)?,

@@ -13,12 +13,14 @@ use cloister_build::dockerfile;
 use cloister_build::job::Base;
 use cloister_crds::{BaseImage, BuildReason, Failure};
 use cloister_image::source::registry::{DockerConfig, PullOptions, pull};
-use cloister_image::{Digest, Error, Platform, Reference, Silent, Store, export, import};
+use cloister_image::{Digest, Error, LayerFile, Platform, Reference, Silent, Store, export, import};
 
 use super::failure::failure;
 use super::log::Log;
 use crate::blocking;
+use crate::containerd::CRI;
 use crate::containerd::scope::Scope;
+use crate::differ::convert::{Converter, Wanted};
 use crate::import::local;
 
 /// Most images of one build.
@@ -29,6 +31,8 @@ const MOST: usize = 64;
 pub struct Sources {
     /// This node's containerd.
     pub scope: Scope,
+    /// Makes layers of containerd's blobs.
+    pub converter: Arc<Converter>,
     /// This node's image store.
     pub store: Store,
     /// Credentials of registries.
@@ -81,15 +85,15 @@ impl Sources {
         };
         let found = local::find(&self.scope, &reference.to_string(), &Platform::host()).await;
         if let Some(image) = found.map_err(|error| unusable(&error))? {
-            let store = self.store.clone();
-            let offered = blocking::run(move || {
-                let layers = image.layers.iter().map(|diff_id| store.open_layer(diff_id));
-                let Some(layers) = layers.collect::<Result<Option<Vec<_>>, _>>()? else { return Ok(None) };
-                let (offer, manifest) = Offer::blobs(export::of_layers(image.config, &layers)?);
-                Ok(Some((offer, manifest, image.top)))
-            });
-            if let Some(offered) = offered.await.map_err(|error| unusable(&error))? {
-                return Ok(Some(offered));
+            match self.layers(&image).await {
+                Ok(layers) => {
+                    let offered = Offer::blobs(
+                        export::of_layers(image.config, &layers).map_err(|error| unusable(&error))?,
+                    );
+                    return Ok(Some((offered.0, offered.1, image.top)));
+                }
+                // Its blobs may have stayed at their registry.
+                Err(error) => tracing::debug!(%error, image = %reference, "not whole in containerd"),
             }
         }
         let (store, name) = (self.store.clone(), reference.to_string());
@@ -99,6 +103,23 @@ impl Sources {
             Err(error) => Err(error.into()),
         });
         offered.await.map_err(|error| unusable(&error))
+    }
+
+    /// The layers of an image of containerd: of the store, or made now.
+    async fn layers(&self, image: &local::Local) -> crate::error::Result<Vec<LayerFile>> {
+        let mut layers = Vec::with_capacity(image.layers.len());
+        for layer in &image.layers {
+            let (store, diff_id) = (self.store.clone(), layer.diff_id);
+            let found = blocking::run(move || Ok(store.open_layer(&diff_id)?)).await?;
+            layers.push(match found {
+                Some(found) => found,
+                None => {
+                    let wanted = Wanted { namespace: CRI, digest: layer.blob, size: layer.size };
+                    self.converter.layer(wanted).await?
+                }
+            });
+        }
+        Ok(layers)
     }
 
     async fn pull(&self, reference: &Reference) -> Result<(Offer, Digest, Digest), Failure> {

@@ -26,6 +26,7 @@ use super::trust::{self, Verdict};
 use super::uploads::Uploads;
 use crate::blocking;
 use crate::containerd::scope::Scope;
+use crate::differ::convert::Converter;
 use crate::import::{Importer, local};
 
 /// Pauses between two looks at a build that can't be read.
@@ -48,6 +49,8 @@ pub struct Driver {
     pub store: Store,
     /// containerd.
     pub scope: Scope,
+    /// Makes layers of containerd's blobs.
+    pub converter: Arc<Converter>,
     /// Brings results into containerd.
     pub importer: Importer,
     /// Logs that are kept.
@@ -194,14 +197,14 @@ impl Driver {
         let store = self.store.clone();
         let sizes = blocking::run(move || {
             let mut unpacked: u64 = 0;
-            for diff_id in &image.layers {
-                if let Some(layer) = store.open_layer(diff_id)? {
-                    unpacked = unpacked.saturating_add(layer.tar()?.len);
+            for layer in &image.layers {
+                if let Some(found) = store.open_layer(&layer.diff_id)? {
+                    unpacked = unpacked.saturating_add(found.tar()?.len);
                 }
             }
             let number = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
             Ok(Sizes {
-                compressed_bytes: number(image.sent),
+                compressed_bytes: number(image.sent()),
                 unpacked_bytes: number(unpacked),
                 layers: i32::try_from(image.layers.len()).unwrap_or(i32::MAX),
             })

@@ -40,7 +40,9 @@ use self::uploads::Uploads;
 use crate::config::Config;
 use crate::containerd::Containerd;
 use crate::containerd::scope::Scope;
+use crate::differ::convert::Converter;
 use crate::import::Importer;
+use crate::metrics::Counters;
 use crate::metrics::{Address, serve};
 use crate::placed::Placement;
 use crate::{blocking, error};
@@ -108,12 +110,15 @@ async fn drive(args: Args, config: Config) -> Result<()> {
     let containerd = Containerd::new(config.containerd.clone())?;
     let importer = Importer::new(containerd.clone(), &config);
     let metrics = Metrics::new()?;
+    let counters = Arc::new(Counters::new()?);
+    let converter = Arc::new(Converter::new(store.clone(), containerd.clone(), counters));
     let driver = Arc::new(Driver {
         client: client.clone(),
         node: node.clone(),
         pods: config.pods.clone(),
         work: folder,
         store,
+        converter,
         scope: Scope::new(containerd),
         importer: importer.clone(),
         logs: Logs::new(&config.root),

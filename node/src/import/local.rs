@@ -18,10 +18,26 @@ pub struct Local {
     pub top: Digest,
     /// Its configuration.
     pub config: Vec<u8>,
-    /// Its layers by diff ID, lowest first.
-    pub layers: Vec<Digest>,
+    /// Its layers, lowest first.
+    pub layers: Vec<Layer>,
+}
+
+/// One of its layers.
+#[derive(Debug, Clone, Copy)]
+pub struct Layer {
+    /// What it is, whoever compressed it.
+    pub diff_id: Digest,
+    /// Its blob; containerd may have left it at its registry.
+    pub blob: Digest,
+    /// Bytes of the blob.
+    pub size: u64,
+}
+
+impl Local {
     /// Bytes of its layers as they were sent.
-    pub sent: u64,
+    pub fn sent(&self) -> u64 {
+        self.layers.iter().fold(0, |sum: u64, layer| sum.saturating_add(layer.size))
+    }
 }
 
 #[derive(Deserialize)]
@@ -75,11 +91,15 @@ pub async fn find(scope: &Scope, name: &str, platform: &Platform) -> Result<Opti
     }
     let Some(config) = document.config else { return Ok(None) };
     let Some(config) = scope.document(&config.digest, MAX).await? else { return Ok(None) };
-    let layers: Config = serde_json::from_slice(&config).map_err(|error| bad(&error))?;
-    let layers = layers.rootfs.diff_ids;
-    if layers.len() > LAYERS {
-        return Err(bad(&format!("more than {LAYERS} layers")));
+    let ids: Config = serde_json::from_slice(&config).map_err(|error| bad(&error))?;
+    let ids = ids.rootfs.diff_ids;
+    if ids.len() > LAYERS || ids.len() != document.layers.len() {
+        return Err(bad(&format!(
+            "its {} layers are not those of its configuration, or too many",
+            ids.len()
+        )));
     }
-    let sent = document.layers.iter().fold(0, |sum: u64, layer| sum.saturating_add(layer.size));
-    Ok(Some(Local { top, config, layers, sent }))
+    let layer = |(diff_id, entry): (Digest, &Entry)| Layer { diff_id, blob: entry.digest, size: entry.size };
+    let layers = ids.into_iter().zip(&document.layers).map(layer).collect();
+    Ok(Some(Local { top, config, layers }))
 }
