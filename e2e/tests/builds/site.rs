@@ -52,11 +52,15 @@ pub fn build(name: &str, dockerfile: &str, spec: Value) -> Value {
     build
 }
 
-/// A pod that runs an image of a node once and never pulls.
-pub fn pod(name: &str, image: &str, node: &str, runtime: &str) -> Value {
-    json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name},
-        "spec": {"runtimeClassName": runtime, "nodeName": node, "restartPolicy": "Never",
-            "containers": [{"name": "main", "image": image, "imagePullPolicy": "Never"}]}})
+/// A pod that runs an image of a node once and never pulls, in a microVM or not.
+pub fn pod(name: &str, image: &str, node: &str, microvm: bool) -> Value {
+    let mut pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name},
+        "spec": {"nodeName": node, "restartPolicy": "Never",
+            "containers": [{"name": "main", "image": image, "imagePullPolicy": "Never"}]}});
+    if microvm {
+        pod["spec"]["runtimeClassName"] = json!("cloister");
+    }
+    pod
 }
 
 impl Site {
@@ -83,9 +87,9 @@ impl Site {
     }
 
     /// Runs the image once on a node and gives what it wrote.
-    pub fn run(&self, image: &str, node: &str, runtime: &str) -> Result<String> {
+    pub fn run(&self, image: &str, node: &str, microvm: bool) -> Result<String> {
         let name = format!("run-{node}");
-        self.apply(&pod(&name, image, node, runtime))?;
+        self.apply(&pod(&name, image, node, microvm))?;
         wait_for(&format!("the end of {name}"), END, || {
             let pod = self.cluster.get(&["pod", &name])?;
             let phase = pod["status"]["phase"].as_str().unwrap_or_default().to_owned();
