@@ -1,9 +1,10 @@
 //! Builds that do not end well say why, and leave nothing behind.
 
 use anyhow::{Result, ensure};
+use cloister_e2e::cell::wait_for;
 use serde_json::{Value, json};
 
-use crate::site::{Site, attempt, build, condition, with_site};
+use crate::site::{GONE, Site, attempt, build, condition, with_site};
 
 /// Waits until a build has failed for good, and gives its newest attempt's failure.
 fn failure(site: &Site, name: &str) -> Result<Value> {
@@ -25,8 +26,10 @@ fn a_failed_build_says_why_and_leaves_nothing() {
         ensure!(failed["reason"] == "StepFailed", "{failed}");
         let log = site.cluster.kubectl(&["logs", "broken-1"])?;
         ensure!(log.contains("so far"), "{log}");
-        let pod = site.cluster.get(&["pod", "broken-1"])?;
-        ensure!(pod["status"]["phase"] == "Failed", "{:#}", pod["status"]);
+        wait_for("the pod's end", GONE, || {
+            let pod = site.cluster.get(&["pod", "broken-1"])?;
+            Ok((pod["status"]["phase"] == "Failed").then_some(()))
+        })?;
 
         let secrets = json!([{"id": "t", "secretKeyRef": {"name": "nowhere", "key": "k"}}]);
         site.apply(&build(
