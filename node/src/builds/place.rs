@@ -45,14 +45,14 @@ pub async fn find(pods: &Path, name: &str) -> Place {
                 continue;
             }
             let of = folder.join(&id);
-            match state(&of) {
-                Some(state) if state.name.as_deref() == Some(name) => {
+            match state(&of).and_then(|state| state.name) {
+                Some(found) if found == name => {
                     if let Some(place) = open(of, name).await {
                         return place;
                     }
                 }
                 Some(_) => drop(others.insert(id)),
-                // Not written yet.
+                // A shim writes its first state before it knows the pod's name.
                 None => {}
             }
         }
@@ -110,7 +110,10 @@ mod tests {
         let search = find(pods.path(), "team/app-1");
         let appear = async {
             tokio::time::sleep(2 * LOOK).await;
-            let folder = make("c", "team/app-1");
+            let folder = make("c", "");
+            std::fs::write(folder.join(STATE), r#"{"name":null}"#).unwrap();
+            tokio::time::sleep(2 * LOOK).await;
+            make("c", "team/app-1");
             facts(&folder);
             UnixListener::bind(socket(&folder)).unwrap()
         };
