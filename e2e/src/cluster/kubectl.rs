@@ -70,6 +70,11 @@ impl Cluster {
         // Rules in CEL came with 1.25: this API server drops them, and kubectl would rather refuse.
         self.kubectl(&["apply", "--validate=false", "-f", &file.to_string_lossy()])?;
         let definition = "crd/imagebuilds.cloister.dev";
+        // It waits for the condition, but not for there to be any.
+        wait_for("the definition's conditions", DESCRIBED, || {
+            let path = "jsonpath={.status.conditions}";
+            Ok((!self.kubectl(&["get", definition, "-o", path])?.is_empty()).then_some(()))
+        })?;
         self.kubectl(&["wait", "--for=condition=Established", "--timeout=30s", definition])?;
         // Its description, by which kubectl checks what it sends, comes a moment later.
         wait_for("the description of ImageBuild", DESCRIBED, || {

@@ -88,5 +88,5 @@ fn pod(build: &Value) -> Value {
 }
 
 fn condition(kind: &str, reason: &str) -> Value {
-    json!({"type": kind, "status": "True", "reason": reason, "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"})
+    json!({"type": kind, "status": "True", "reason": reason, "message": "by a test", "lastTransitionTime": "2026-01-01T00:00:00Z"})
 }
