@@ -16,6 +16,8 @@ use crate::output;
 
 /// How long the API server may be away.
 const AWAY: Duration = Duration::from_secs(300);
+/// How long an API server that has just started may not know yet who may do what.
+const REFUSING: Duration = Duration::from_secs(30);
 /// After this many seconds the server ends a watch, and another one begins.
 const TURN: u32 = 240;
 
@@ -83,7 +85,8 @@ async fn follow(api: &Api<ImageBuild>, name: &str, sender: &watch::Sender<Seen>)
             Ok(Err(error)) => Some(error),
             Err(_) => None,
         };
-        if let Some(error) = error.filter(|error| !may_pass(error)) {
+        let passes = |error: &Error| may_pass(error) || (is_refusal(error) && answered.elapsed() < REFUSING);
+        if let Some(error) = error.filter(|error| !passes(error)) {
             return Seen::Lost(output::one_line(&plain(error)));
         }
         if answered.elapsed() > AWAY {
@@ -91,6 +94,11 @@ async fn follow(api: &Api<ImageBuild>, name: &str, sender: &watch::Sender<Seen>)
         }
         pause.wait().await;
     }
+}
+
+/// Whether the API server says that this user may not.
+fn is_refusal(error: &Error) -> bool {
+    matches!(error, Error::Api(status) if matches!(status.code, 401 | 403))
 }
 
 type Events = futures::stream::BoxStream<'static, kube::Result<WatchEvent<ImageBuild>>>;
