@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::process::{Output, Stdio};
 use std::time::Duration;
 
+use cloister_crds::ImageBuild;
 use cloister_e2e::lab::target_dir;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
@@ -244,7 +245,8 @@ async fn what_a_dry_run_prints_is_accepted(dev: &Dev) {
     let (yaml, _) = dev.ok(&[&flags[..], &[dev.context()]].concat()).await;
     dev.site.cluster.apply(&yaml).unwrap();
     // The operator holds the rules in CEL against it, which this API server does not.
-    let build = dev.site.condition("dry-1", "Ready=True/ImageReady").await;
+    let begun = |build: &ImageBuild| build.status.iter().any(|status| !status.attempts.is_empty());
+    let build = dev.site.wait("dry-1", "an attempt", begun).await;
     assert_eq!(build.spec.output.nodes.unwrap().match_expressions.unwrap().len(), 2);
 }
 
