@@ -18,6 +18,8 @@ fn what_was_applied_runs_on_every_selected_node_without_a_registry() {
         let mut object = build("hello", DOCKERFILE, json!({"args": [{"name": "WORD", "value": "care"}]}));
         object["spec"]["source"]["inline"]["files"] = json!([{"path": "greeting", "content": "hello\n"}]);
         object["spec"]["output"]["nodes"] = json!({});
+        // Where it is built again its steps are cached.
+        object["spec"]["nodeSelector"] = json!({"kubernetes.io/hostname": "one"});
         site.apply(&object)?;
         let (done, took) = site.until("hello", "Ready", "True")?;
         eprintln!("apply to Ready on two nodes: {took:.1?}; {:#}", attempt(&done)["stages"]);

@@ -4,7 +4,7 @@ use std::io::SeekFrom;
 use std::path::Path;
 use std::time::Duration;
 
-use cloister_build::client::{Error, Solve};
+use cloister_build::client::{Secrets, Solve};
 use cloister_build::job::{Built, Job};
 use cloister_build::output::Output;
 use cloister_builder::pod::{self, Facts};
@@ -88,6 +88,7 @@ impl Done {
 struct Parts {
     source: cloister_source::Prepared,
     bases: Bases,
+    secrets: Secrets,
     agents: Agents,
 }
 
@@ -171,6 +172,7 @@ impl Attempt<'_> {
 
     /// Everything on our side.
     async fn prepare(&self, log: &mut Log) -> Result<Parts, Failure> {
+        let secrets = self.mounts.secrets(self.spec)?;
         let keys = self.mounts.keys(self.spec)?;
         let agents = Agents::start(keys, self.work).await;
         let agents =
@@ -206,7 +208,7 @@ impl Attempt<'_> {
         };
         let args = solve::args(self.spec);
         let bases = sources.find(&text.unwrap_or_default(), &args, log).await?;
-        Ok(Parts { source, bases, agents })
+        Ok(Parts { source, bases, secrets, agents })
     }
 
     async fn solve(
@@ -216,7 +218,6 @@ impl Attempt<'_> {
         writer: tokio::fs::File,
         log: &mut Log,
     ) -> cloister_build::client::Result<Built> {
-        let invalid = |failure: Failure| Error::Invalid { what: "secrets".into(), why: failure.message };
         // Of what leaves a machine no more is honest than fits its disk.
         let (output, receipt) = Output::stream(writer, RESULT.min(self.facts.disk_bytes));
         let job = Job {
@@ -224,7 +225,7 @@ impl Attempt<'_> {
             context: parts.source.context,
             dockerfile: parts.source.dockerfile,
             shared_key: self.pod.build_name(),
-            secrets: self.mounts.secrets(self.spec).map_err(invalid)?,
+            secrets: parts.secrets,
             agents: parts.agents.offered.clone(),
             registries: None,
             bases: parts.bases.offered,
