@@ -43,7 +43,7 @@ fn a_failed_build_says_why_and_leaves_nothing() {
         let failed = failure(site, "baseless")?;
         ensure!(failed["message"].as_str().is_some_and(|text| text.contains("no/such")), "{failed}");
 
-        site.apply(&build("hog", "FROM lab.test/busybox:1\nRUN dd if=/dev/zero of=/dev/shm/x bs=1M count=600\nRUN tail /dev/zero\n", json!({"retries": 0})))?;
+        site.apply(&build("hog", "FROM lab.test/busybox:1\nRUN tail /dev/zero\n", json!({"retries": 0})))?;
         ensure!(failure(site, "hog")?["reason"] == "OutOfMemory");
         site.clean()
     });
