@@ -102,6 +102,9 @@ impl Attempt<'_> {
             let why = "spec.output: this node neither pushes nor archives";
             return Err(failure(BuildReason::InvalidSpec, why));
         }
+        if !self.spec.cache.from.is_empty() || !self.spec.cache.to.is_empty() {
+            log.write(b"cloister: spec.cache.from and spec.cache.to are not used yet\n").await;
+        }
         let begun = self.pod.started.unwrap_or_else(jiff::Timestamp::now);
         self.status.update(|entry| entry.enter(StageName::Boot, begun));
         let ((agent, connection), parts) = tokio::try_join!(self.connect(), self.prepare(log))?;

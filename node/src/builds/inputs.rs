@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use cloister_build::client::{Secret, Secrets};
 use cloister_crds::{BuildReason, Failure, ImageBuildSpec, KeyRef, SecretKind};
 use cloister_image::source::registry::DockerConfig;
+use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 
 use super::failure::failure;
 
@@ -86,11 +87,17 @@ impl Mounts {
 
     fn value(&self, of: &Path, key: &str, limit: u64) -> Result<Option<Vec<u8>>, String> {
         let Some(folder) = self.0.get(of) else { return Ok(None) };
-        // Kubelet's links stay in its folder, and only it writes there.
         if key.contains('/') || key.starts_with("..") {
             return Err("not a key".to_owned());
         }
-        let file = match File::open(folder.join(key)) {
+        // Anybody's pod may mount a volume of his own here. Kubelet's links stay in their folder, others may lead anywhere;
+        // and opening a FIFO would wait for its writer.
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let opened = File::open(folder).and_then(|folder| {
+            let within = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+            Ok(File::from(openat2(folder, key, flags, Mode::empty(), within)?))
+        });
+        let file = match opened {
             Ok(file) => file,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error.to_string()),
@@ -136,6 +143,19 @@ mod tests {
         ]));
         assert!(format!("{:?}", mounts.secrets(&spec).unwrap()).contains("Secret(7 bytes)"));
         assert_eq!(mounts.keys(&spec).unwrap(), [("a".to_owned(), b"KEY".to_vec())]);
+    }
+
+    #[test]
+    fn links_that_lead_out_and_fifos_are_no_values() {
+        let (folder, mounts) = mounted(&[("token", "hunter2")]);
+        let outside = tempfile::NamedTempFile::new().unwrap();
+        std::os::unix::fs::symlink(outside.path(), folder.path().join("out")).unwrap();
+        let fifo = rustix::fs::FileType::Fifo;
+        rustix::fs::mknodat(rustix::fs::CWD, folder.path().join("fifo"), fifo, Mode::RUSR, 0).unwrap();
+        for key in ["out", "fifo"] {
+            assert!(mounts.value(Path::new("secrets/s"), key, 9).is_err(), "{key}");
+        }
+        assert!(mounts.value(Path::new("secrets/s"), "token", 9).unwrap().is_some());
     }
 
     #[test]
