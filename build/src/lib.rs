@@ -5,5 +5,6 @@ pub mod context;
 pub mod dockerfile;
 pub mod fuzzing;
 pub mod job;
+mod network;
 pub mod output;
 pub mod progress;

@@ -24,18 +24,24 @@ pub(crate) fn arguments() -> Vec<String> {
     .to_vec()
 }
 
-/// The garbage collection that a disk of `bytes` needs. Releases before 0.17 know `keepBytes`; later ones take it for
+/// Names for steps of a machine without a network: a server that refuses at once, and that nobody asks twice. Not every C library
+/// hears of a refusal; the others then wait for one second instead of five. BuildKit would put the public servers that it has built in
+/// in the place of a loopback address, and of no address.
+const NO_NAMES: &str = "[dns]\n  nameservers = [\"0.0.0.0\"]\n  options = [\"timeout:1\", \"attempts:1\"]\n";
+
+/// What buildkitd has to know: how steps look names up, and the garbage collection that a disk of `bytes` needs. Releases before 0.17 know `keepBytes`; later ones take it for
 /// `reservedSpace`, a floor, and need `maxUsedSpace`.
-fn toml(bytes: u64) -> String {
+fn toml(bytes: u64, network: bool) -> String {
     let most = bytes / 100 * CACHE_PERCENT;
+    let names = if network { "" } else { NO_NAMES };
     format!(
-        "[worker.oci]\n  gc = true\n  [[worker.oci.gcpolicy]]\n    all = true\n    keepBytes = {most}\n    maxUsedSpace = {most}\n"
+        "{names}[worker.oci]\n  gc = true\n  [[worker.oci.gcpolicy]]\n    all = true\n    keepBytes = {most}\n    maxUsedSpace = {most}\n"
     )
 }
 
 /// Writes the configuration into the container before it starts.
-pub(crate) async fn write(agent: &Agent, container: &str, bytes: u64) -> Result<()> {
-    let archive = archive(&toml(bytes)).map_err(Error::Config)?;
+pub(crate) async fn write(agent: &Agent, container: &str, bytes: u64, network: bool) -> Result<()> {
+    let archive = archive(&toml(bytes, network)).map_err(Error::Config)?;
     let (stream, mut connection) = agent.open_stream().await?;
     let send = async {
         // When the agent gives up, its answer says why. The connection is kept open until then.
@@ -78,7 +84,13 @@ mod tests {
 
     #[test]
     fn the_cache_may_take_three_quarters_of_its_disk() {
-        assert!(toml(4 << 30).contains("keepBytes = 3221225400\n"));
-        assert!(toml(4 << 30).contains("maxUsedSpace = 3221225400\n"));
+        assert!(toml(4 << 30, true).contains("keepBytes = 3221225400\n"));
+        assert!(toml(4 << 30, true).contains("maxUsedSpace = 3221225400\n"));
+    }
+
+    #[test]
+    fn only_steps_without_a_network_are_told_that_there_are_no_names() {
+        assert!(toml(1 << 30, false).starts_with("[dns]\n"));
+        assert!(!toml(1 << 30, true).contains("dns"));
     }
 }

@@ -50,12 +50,13 @@ pub fn wishes(memory_bytes: u64, state: String) -> spec::Wishes {
     }
 }
 
-/// Writes buildkitd's configuration for a disk of so many bytes into its container, which has not started yet.
+/// Writes buildkitd's configuration for a disk of so many bytes into its container, which has not started yet. `network`
+/// is whether the machine has one.
 ///
 /// # Errors
 /// When the guest does not take it.
-pub async fn configure(agent: &Agent, container: &str, disk_bytes: u64) -> Result<()> {
-    config::write(agent, container, disk_bytes).await
+pub async fn configure(agent: &Agent, container: &str, disk_bytes: u64, network: bool) -> Result<()> {
+    config::write(agent, container, disk_bytes, network).await
 }
 
 /// Takes buildkitd's container away and unmounts its disk, within a few seconds. A `kind` end lets buildkitd close its

@@ -101,7 +101,7 @@ impl Builder {
         let container = container(&image, memory_bytes, source)?;
         let io = Io { stderr: Some(Box::new(tail.clone())), ..Io::default() };
         let process = sandbox.create(container, io).await?;
-        configure(sandbox.agent(), CONTAINER, bytes).await?;
+        configure(sandbox.agent(), CONTAINER, bytes, machine.netns.is_some()).await?;
         sandbox.start(CONTAINER).await?;
         timings.started();
 

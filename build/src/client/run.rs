@@ -12,13 +12,16 @@ use super::connection::BuildKit;
 use super::error::{Error, Result};
 use super::failure::failure;
 use super::id::random_id;
-use super::options::Solve;
+use super::options::{Network, Solve};
 use super::session::Session;
 use super::solved::Solved;
+use crate::network;
 use crate::progress::{Event, Tracker};
 
 /// How long progress may still come after the result; it ends by itself, as a rule at once.
 const LAST_WORDS: Duration = Duration::from_secs(3);
+/// What is said once, at the first line of a step that misses it: many programs try again for long before they fail.
+const NO_NETWORK: &str = "steps of this build have no network";
 
 impl BuildKit {
     /// Builds, with `services` at the build's disposal. What happens meanwhile goes to `events`; a slow reader slows the
@@ -48,6 +51,7 @@ impl BuildKit {
         let id = random_id()?;
         let session = services.open(self).await?;
         let mut control = self.control.clone();
+        let watched = request.network == Network::None;
         let request = request.request(&id, &session.id)?;
         let answer = async {
             let call = control.solve(request);
@@ -58,7 +62,7 @@ impl BuildKit {
                 reason = self.link.silent() => Err(Status::unavailable(reason)),
             }
         };
-        let mut progress = Progress { tracker: Tracker::default(), events };
+        let mut progress = Progress { tracker: Tracker::default(), events, watched };
         let answer = self.follow(&id, answer, &mut progress).await;
         progress.finish().await;
         match answer {
@@ -113,14 +117,26 @@ impl BuildKit {
 struct Progress {
     tracker: Tracker,
     events: mpsc::Sender<Event>,
+    /// Whether a step that tries the network is told of.
+    watched: bool,
 }
 
 impl Progress {
     async fn tell(&mut self, report: StatusResponse) {
         for event in self.tracker.update(report) {
-            // Nobody has to listen.
-            let _ = self.events.send(event).await;
+            let hint = self.hint(&event);
+            for event in [Some(event), hint].into_iter().flatten() {
+                // Nobody has to listen.
+                let _ = self.events.send(event).await;
+            }
         }
+    }
+
+    fn hint(&mut self, event: &Event) -> Option<Event> {
+        let Event::Log { step, line, .. } = event else { return None };
+        let tried = self.watched && network::tried(line);
+        self.watched &= !tried;
+        tried.then(|| Event::Note { step: Some(*step), text: NO_NETWORK.to_owned() })
     }
 
     async fn finish(&mut self) {

@@ -1,18 +1,7 @@
 //! Why a build did not succeed, in one word for programs.
 
 use crate::client::Error;
-
-/// What programs say that want a network, in lower case.
-const NETWORK: [&str; 8] = [
-    "network is unreachable",
-    "network unreachable",
-    "temporary failure in name resolution",
-    "temporary failure resolving",
-    "could not resolve",
-    "bad address",
-    "name or service not known",
-    "no such host",
-];
+use crate::network;
 
 /// What BuildKit says of an image it can't get.
 const IMAGE: [&str; 2] = ["failed to resolve source metadata", "failed to load cache key"];
@@ -78,12 +67,15 @@ impl Reason {
         let words = words.to_ascii_lowercase();
         let any = |list: &[&str]| list.iter().any(|one| words.contains(one));
         let step = error.failure().is_some_and(|failure| failure.exit_code.is_some());
+        let offline = error.failure().is_some_and(|failure| {
+            network::stopped(&failure.log_tail, failure.exit_code) || network::tried(failure.reason())
+        });
         match error {
             Error::Lost(_) | Error::Refused { retryable: true, .. } => Self::Lost,
             _ if words.contains("no space left on device") => Self::DiskFull,
             Error::Answer(_) => Self::Output,
             _ if !step && any(&IMAGE) => Self::BaseImage,
-            _ if any(&NETWORK) => Self::NoNetwork,
+            _ if offline => Self::NoNetwork,
             _ if step => Self::Step,
             _ if any(&DOCKERFILE) => Self::Dockerfile,
             _ => Self::Failed,
@@ -110,6 +102,7 @@ mod tests {
         let table = [
             (failed("x: exit code: 3", Some(3), &["so far"]), Reason::Step),
             (failed("x: exit code: 1", Some(1), &["wget: bad address 'a.example'"]), Reason::NoNetwork),
+            (failed("x: exit code: 1", Some(1), &["npm error Could not resolve dependency:"]), Reason::Step),
             (
                 failed(
                     "process \"echo no such host\" did not complete successfully: exit code: 1",

@@ -5,5 +5,6 @@ mod cache;
 mod features;
 mod hostile;
 mod life;
+mod network;
 mod secrets;
 mod site;

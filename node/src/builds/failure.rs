@@ -42,9 +42,11 @@ pub fn of_build(error: &Build, memory: Memory, disk: u64, network: bool) -> Fail
             let disk = mebibytes(disk);
             (R::OutOfDisk, format!("the build's disk of {disk} is full; raise spec.cache.size: "))
         }
-        Reason::NoNetwork if !network => {
-            (R::NetworkDisabled, "steps have no network unless spec.network is Egress: ".to_owned())
-        }
+        Reason::NoNetwork if !network => (
+            R::NetworkDisabled,
+            "a step tried the network, which steps have only with spec.network: Egress (--network egress): "
+                .to_owned(),
+        ),
         Reason::BaseImage => (R::BaseImageNotFound, String::new()),
         Reason::Dockerfile => (R::DockerfileInvalid, String::new()),
         Reason::NoNetwork | Reason::Step | Reason::Failed => (R::StepFailed, String::new()),

@@ -45,7 +45,8 @@ impl Pod {
         let prepared = machine.volumes.prepare(&container.id, &mounts.guest).await?;
         let disk = self.state_disk(machine, wish).await?;
         let serial = disk.serial.clone();
-        let made = self.make_on(machine, container, host, mounts, prepared.mounts, root, disk).await;
+        let made =
+            self.make_on(machine, container, host, mounts, prepared.mounts, root, disk, wish.network).await;
         if made.is_err() {
             let _ = machine.sandbox.delete(&container.id).await;
             let _ = cloister_builder::unmount_state(machine.sandbox.agent()).await;
@@ -64,6 +65,7 @@ impl Pod {
         binds: Vec<Mount>,
         root: Root,
         disk: StateDisk,
+        network: bool,
     ) -> Result<()> {
         let id = &container.id;
         let memory_bytes = container.limits().memory.unwrap_or_else(|| self.config.default_memory());
@@ -87,7 +89,7 @@ impl Pod {
         let tail = Tail::default();
         let io = Io { stderr: Some(Box::new(tail.clone())), ..Io::default() };
         let process = machine.sandbox.create(guest, io).await?;
-        let configured = cloister_builder::configure(machine.sandbox.agent(), id, disk.bytes);
+        let configured = cloister_builder::configure(machine.sandbox.agent(), id, disk.bytes, network);
         configured.await.map_err(Failure::other)?;
 
         let (handle, keeper) = Handle::new(id.clone());

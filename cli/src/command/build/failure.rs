@@ -32,7 +32,7 @@ pub async fn tell(builder: &Builder, error: &Error, disk: u64, begun: Instant) -
             let disk = output::bytes(disk);
             text.push_str(&format!("DiskFull: the build's disk of {disk} is full; see --cache-size: "));
         }
-        (Reason::NoNetwork, _) => text.push_str("NoNetwork: steps of a build have no network: "),
+        (Reason::NoNetwork, _) => text.push_str("NoNetwork: steps of a build have no network; builds of a cluster can (kubectl cloister build --network egress): "),
         (Reason::Deadline, _) => text.push_str("Deadline: "),
         _ => {}
     }
