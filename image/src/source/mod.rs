@@ -1,6 +1,7 @@
 //! Where images come from.
 
 pub mod archive;
+mod built;
 mod docker;
 mod files;
 mod folder;
@@ -12,5 +13,6 @@ mod tarfile;
 mod wrapper;
 
 pub use archive::{Input, Request};
+pub use built::Built;
 pub(crate) use files::Section;
 pub use wrapper::unpacked;

@@ -22,6 +22,7 @@ use super::failure::{Memory, failure, of_build, of_import};
 use super::inputs::Mounts;
 use super::log::{Lines, Log};
 use super::pod::BuildPod;
+use super::push::{self, Push};
 use super::solve;
 use super::ssh::Agents;
 use super::status::Status;
@@ -98,8 +99,8 @@ impl Attempt<'_> {
     /// # Errors
     /// Why there is no result.
     pub async fn run(&self, log: &mut Log) -> Result<Done, Failure> {
-        if self.spec.output.push.is_some() || self.spec.output.archive.is_some() {
-            let why = "spec.output: this node neither pushes nor archives";
+        if self.spec.output.archive.is_some() {
+            let why = "spec.output.archive: this node does not archive";
             return Err(failure(BuildReason::InvalidSpec, why));
         }
         if !self.spec.cache.from.is_empty() || !self.spec.cache.to.is_empty() {
@@ -133,11 +134,25 @@ impl Attempt<'_> {
         };
         let nothing = || failure(BuildReason::DigestMismatch, "the build has made no image");
         let digest = built.solved.digest.ok_or_else(nothing)?;
+        let lost =
+            |error: &std::io::Error| failure(BuildReason::ImportFailed, format!("the result: {error}"));
         let mut done = Done { digest, names: Vec::new(), imported: false, bases, solve: built.solve };
+        if let Some(to) = &self.spec.output.push {
+            // First: an import takes the image before this one away.
+            self.status.enter(StageName::Push);
+            let archive = result.try_clone().await.map_err(|error| lost(&error))?.into_std().await;
+            let push = Push {
+                names: push::targets(&self.spec.output, to, &digest)?,
+                credentials: self.mounts.pushes(to)?.into(),
+                certificates: self.mounts.certificates(self.spec)?,
+            };
+            done.names = push.names.iter().map(ToString::to_string).collect();
+            push.run(archive, digest).await?;
+        }
         if solve::imported(&self.spec.output) {
             self.status.enter(StageName::Import);
             let rewound = result.seek(SeekFrom::Start(0)).await;
-            rewound.map_err(|error| failure(BuildReason::ImportFailed, format!("the result: {error}")))?;
+            rewound.map_err(|error| lost(&error))?;
             let request = Request {
                 build: self.pod.build_name(),
                 object: Some(self.pod.owner.clone()),

@@ -7,7 +7,7 @@ use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
 use cloister_build::client::{Secret, Secrets};
-use cloister_crds::{BuildReason, Failure, ImageBuildSpec, KeyRef, SecretKind};
+use cloister_crds::{BuildReason, Failure, ImageBuildSpec, KeyRef, PushOutput, SecretKind, SecretRef};
 use cloister_image::source::registry::DockerConfig;
 use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 
@@ -69,11 +69,20 @@ impl Mounts {
 
     /// Credentials of the registries that base images come from.
     pub fn registries(&self, spec: &ImageBuildSpec) -> Result<DockerConfig, Failure> {
+        self.docker(&spec.image_pull_secrets, "imagePullSecrets")
+    }
+
+    /// Credentials of the registry that the result is pushed to.
+    pub fn pushes(&self, to: &PushOutput) -> Result<DockerConfig, Failure> {
+        self.docker(to.credentials.as_slice(), "output.push.credentials")
+    }
+
+    fn docker(&self, secrets: &[SecretRef], field: &str) -> Result<DockerConfig, Failure> {
         let reference = |name: &str| KeyRef { name: name.to_owned(), key: DOCKER.to_owned() };
-        let secrets = spec.image_pull_secrets.iter().map(|secret| self.secret(&reference(&secret.name)));
+        let secrets = secrets.iter().map(|secret| self.secret(&reference(&secret.name)));
         let texts = secrets.collect::<Result<Vec<_>, _>>()?;
         let config = DockerConfig::of(texts.iter().map(Vec::as_slice));
-        config.map_err(|error| failure(BuildReason::AccessDenied, format!("imagePullSecrets: {error}")))
+        config.map_err(|error| failure(BuildReason::AccessDenied, format!("{field}: {error}")))
     }
 
     /// The file with the certificates of `spec.caBundle`.

@@ -11,6 +11,7 @@ mod log;
 mod metrics;
 mod place;
 mod pod;
+mod push;
 mod solve;
 mod ssh;
 mod status;
