@@ -10,6 +10,7 @@ mod kubelet;
 mod network;
 mod node;
 mod pki;
+mod registry;
 mod relay;
 mod rights;
 
@@ -31,6 +32,7 @@ pub use builds::{BUILDER, Builds, builder_archive};
 pub use daemon::Daemon;
 pub use node::Node;
 use pki::Pki;
+pub use registry::Registry;
 use relay::Relay;
 
 /// How long the API server may take to be ready.

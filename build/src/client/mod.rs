@@ -16,9 +16,9 @@ mod session;
 mod solved;
 
 pub use connection::{BuildKit, CacheRecord, Info, Prune};
-pub use content::{ContentStore, Layout, Offer};
+pub use content::{ContentStore, Layout, Offer, Remote};
 pub use error::{Error, Result};
 pub use failure::Failure;
-pub use options::{Attestation, Cache, NamedContext, Network, NoCache, Output, Solve};
+pub use options::{Attestation, CacheFrom, CacheTo, NamedContext, Network, NoCache, Output, Solve};
 pub use session::{DEFAULT_AGENT, MAX_SECRET, Registries, Secret, Secrets, Session, SshAgents};
 pub use solved::{Descriptor, Solved};

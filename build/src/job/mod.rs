@@ -3,6 +3,7 @@
 //! Nothing here knows of machines, terminals or clusters: the caller brings a connection, and learns by events how it goes.
 
 mod base;
+pub mod cache;
 mod reason;
 
 use std::fmt::Display;
@@ -18,6 +19,7 @@ use crate::output::{FileSendService, Output, Receipt, Received};
 use crate::progress::Event;
 
 pub use self::base::Base;
+pub use self::cache::Caches;
 pub use self::reason::Reason;
 
 /// What is built, and what its steps may ask for.
@@ -38,6 +40,8 @@ pub struct Job {
     pub registries: Option<Registries>,
     /// Images it may begin from.
     pub bases: Vec<Base>,
+    /// Caches beside the builder's own.
+    pub caches: Caches,
     /// What becomes of the result.
     pub exporter: client::Output,
     /// Where it goes.
@@ -92,6 +96,7 @@ impl Job {
         for (number, base) in bases.into_iter().enumerate() {
             session = base.offer(number, session, &mut solve);
         }
+        session = self.caches.offer(session, &mut solve);
         let begun = Instant::now();
         let work = async {
             let connection = connect.await.map_err(|error| Error::Lost(error.to_string()))?;

@@ -1,6 +1,6 @@
 //! Builds that succeed.
 
-use cloister_build::client::{Cache, Layout, NamedContext, Offer, Output, Solve};
+use cloister_build::client::{CacheFrom, CacheTo, Layout, NamedContext, Offer, Output, Solve};
 use cloister_build::context::Context;
 use cloister_build::output::{FileSendService, Output as Target};
 use cloister_build::progress::{Event, Outcome};
@@ -110,7 +110,7 @@ async fn caches_and_images_are_written_blob_by_blob_and_read_back() {
     let image = Layout::open(lab.dir.path().join("image"), 1 << 30).unwrap();
     let solve = Solve {
         outputs: vec![Output::oci_store()],
-        cache_to: vec![Cache::Layout { name: "c".to_owned(), manifest: None }],
+        cache_to: vec![CacheTo { name: "c".to_owned(), max: true }],
         ..Default::default()
     };
     let session = lab.session(&text, &[]).content("local:c", cache.clone()).content("export", image.clone());
@@ -120,9 +120,11 @@ async fn caches_and_images_are_written_blob_by_blob_and_read_back() {
     assert_eq!(image.find("latest").unwrap(), solved.digest);
 
     let fresh = Lab::start();
-    let manifest: Option<Digest> = cache.find("latest").unwrap();
+    let manifest: Digest = cache.find("latest").unwrap().unwrap();
+    let whole = cache.cache().unwrap().unwrap();
+    assert_eq!(whole.nodes[0].blob.digest, manifest, "a manifest, written last");
     let solve =
-        Solve { cache_from: vec![Cache::Layout { name: "c".to_owned(), manifest }], ..Default::default() };
+        Solve { cache_from: vec![CacheFrom { name: "c".to_owned(), manifest }], ..Default::default() };
     let (solved, events) = fresh.build(&solve, fresh.session(&text, &[]).content("local:c", cache)).await;
     solved.unwrap();
     let cached = |event: &&Event| matches!(event, Event::End { outcome: Outcome::Cached, .. });

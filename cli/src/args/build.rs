@@ -40,6 +40,12 @@ pub struct BuildArgs {
     /// Most bytes the cache of a key may take on disk
     #[arg(long, value_name = "BYTES", value_parser = value::size, default_value = "20g")]
     pub cache_size: u64,
+    /// Look into this cache too: type=registry,ref=NAME or type=local,src=DIR; can be repeated
+    #[arg(long, value_name = "CACHE")]
+    pub cache_from: Vec<String>,
+    /// Write a cache for others: type=registry,ref=NAME or type=local,dest=DIR, and mode=min|max; can be repeated
+    #[arg(long, value_name = "CACHE")]
+    pub cache_to: Vec<String>,
     /// Build every step again
     #[arg(long)]
     pub no_cache: bool,

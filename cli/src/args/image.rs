@@ -60,7 +60,7 @@ pub struct ImportArgs {
 }
 
 /// `image pull`.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub struct PullArgs {
     /// Name of the image, with :TAG or @DIGEST if wanted
     #[arg(value_name = "REF")]

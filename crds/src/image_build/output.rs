@@ -64,6 +64,18 @@ pub struct PushOutput {
     pub credentials: Option<SecretRef>,
 }
 
+impl PushOutput {
+    /// What `image` is called at the registry: in place of the registry that its name says, if it says one.
+    pub fn name(&self, image: &str) -> String {
+        let Some(registry) = &self.registry else { return image.to_owned() };
+        let rest = match image.split_once('/') {
+            Some((first, rest)) if first == "localhost" || first.contains(['.', ':']) => rest,
+            _ => image,
+        };
+        format!("{registry}/{rest}")
+    }
+}
+
 /// An archive in a persistent volume.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]

@@ -4,5 +4,6 @@
 mod ends;
 mod life;
 mod many;
+mod outputs;
 mod secrets;
 mod site;

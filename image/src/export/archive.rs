@@ -71,7 +71,7 @@ fn bytes(path: impl Into<String>, bytes: Vec<u8>) -> Entry {
     Entry { path: path.into(), source: Source::Bytes(bytes) }
 }
 
-fn blob_path(digest: &Digest) -> String {
+pub(super) fn blob_path(digest: &Digest) -> String {
     format!("{BLOBS}{}", digest.hex())
 }
 
@@ -201,7 +201,8 @@ fn copy(
     Err(Error::Digest { subject: format!("{path}, damaged in the store"), got, expected: *digest })
 }
 
-fn append(
+/// One regular file.
+pub(super) fn append(
     builder: &mut tar::Builder<&mut dyn Write>,
     path: &str,
     len: u64,
@@ -239,9 +240,9 @@ fn bad(image: &Image, why: &dyn std::fmt::Display) -> Error {
 }
 
 /// Hashes what passes.
-struct Checked<R> {
-    inner: R,
-    hasher: Hasher,
+pub(super) struct Checked<R> {
+    pub(super) inner: R,
+    pub(super) hasher: Hasher,
 }
 
 impl<R: Read> Read for Checked<R> {

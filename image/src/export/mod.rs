@@ -4,6 +4,7 @@ mod archive;
 mod blobs;
 mod output;
 mod view;
+mod whole;
 
 use std::str::FromStr;
 
@@ -14,6 +15,7 @@ use crate::store::{Image, Store};
 
 pub use blobs::{Blob, Blobs, blobs, of_layers};
 pub use output::Output;
+pub use whole::{docker_archive, oci_archive};
 
 /// What to write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,33 +1,31 @@
 //! The parts of an attempt between its pod and its result.
 
-use std::io::SeekFrom;
 use std::path::Path;
 use std::time::Duration;
 
 use cloister_build::client::{Secrets, Solve};
-use cloister_build::job::{Built, Job};
+use cloister_build::job::{self, Built, Job};
 use cloister_build::output::Output;
 use cloister_builder::pod::{self, Facts};
 use cloister_crds::{BaseImage, BuildReason, Failure, ImageBuildSpec, StageName};
 use cloister_image::Digest;
 use cloister_sandbox::{Agent, Connection};
 use cloister_source::Inputs;
-use tokio::io::AsyncSeekExt;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::bases::{Bases, Sources};
+use super::caches::Caches;
+use super::deliver::{self, Delivered, Outputs};
 use super::drive::Driver;
-use super::failure::{Memory, failure, of_build, of_import};
+use super::failure::{Memory, failure, of_build};
 use super::inputs::Mounts;
 use super::log::{Lines, Log};
 use super::pod::BuildPod;
-use super::push::{self, Push};
 use super::solve;
 use super::ssh::Agents;
 use super::status::Status;
 use super::steps::Counter;
-use crate::import::Request;
 
 /// How long the guest, and buildkitd in it, may take to answer; emulation on a busy machine is slow.
 const READY: Duration = Duration::from_secs(120);
@@ -67,10 +65,8 @@ pub struct Attempt<'a> {
 pub struct Done {
     /// The image's index or manifest.
     pub digest: Digest,
-    /// Its names in containerd.
-    pub names: Vec<String>,
-    /// Whether containerd has it.
-    pub imported: bool,
+    /// Where it is.
+    pub delivered: Delivered,
     /// The images it begins from.
     pub bases: Vec<BaseImage>,
     solve: Duration,
@@ -79,9 +75,18 @@ pub struct Done {
 impl Done {
     /// One line for the log.
     pub fn summary(&self) -> String {
-        let names = self.names.join(", ");
-        let of = if names.is_empty() { String::new() } else { format!(" as {names}") };
-        format!("cloister: built {}{of} in {:.1} s", self.digest, self.solve.as_secs_f64())
+        let Delivered { pushed, archive, imported } = &self.delivered;
+        let mut text = format!("cloister: built {} in {:.1} s", self.digest, self.solve.as_secs_f64());
+        for (what, names) in [
+            ("pushed as", pushed.as_slice()),
+            ("archived in", archive.as_slice()),
+            ("on this node as", imported),
+        ] {
+            if !names.is_empty() {
+                text.push_str(&format!("; {what} {}", names.join(", ")));
+            }
+        }
+        text
     }
 }
 
@@ -89,6 +94,7 @@ impl Done {
 struct Parts {
     source: cloister_source::Prepared,
     bases: Bases,
+    caches: job::Caches,
     secrets: Secrets,
     agents: Agents,
 }
@@ -99,22 +105,18 @@ impl Attempt<'_> {
     /// # Errors
     /// Why there is no result.
     pub async fn run(&self, log: &mut Log) -> Result<Done, Failure> {
-        if self.spec.output.archive.is_some() {
-            let why = "spec.output.archive: this node does not archive";
-            return Err(failure(BuildReason::InvalidSpec, why));
-        }
-        if !self.spec.cache.from.is_empty() || !self.spec.cache.to.is_empty() {
-            log.write(b"cloister: spec.cache.from and spec.cache.to are not used yet\n").await;
-        }
+        let outputs = Outputs::prepare(self.spec, self.mounts, self.pod)?;
+        let room = RESULT.min(self.facts.disk_bytes);
+        let caches = Caches::prepare(self.spec, self.mounts, self.work, room)?;
         let begun = self.pod.started.unwrap_or_else(jiff::Timestamp::now);
         self.status.update(|entry| entry.enter(StageName::Boot, begun));
-        let ((agent, connection), parts) = tokio::try_join!(self.connect(), self.prepare(log))?;
+        let ((agent, connection), parts) = tokio::try_join!(self.connect(), self.prepare(&caches, log))?;
         self.status.enter(StageName::Solve);
         let spool = tempfile::tempfile_in(self.work);
         let spool = spool.map_err(|error| {
             failure(BuildReason::ImportFailed, format!("no room for the result: {error}"))
         })?;
-        let mut result = tokio::fs::File::from_std(spool);
+        let result = tokio::fs::File::from_std(spool);
         let writer = result.try_clone().await;
         let writer = writer.map_err(|error| {
             failure(BuildReason::ImportFailed, format!("no room for the result: {error}"))
@@ -134,41 +136,16 @@ impl Attempt<'_> {
         };
         let nothing = || failure(BuildReason::DigestMismatch, "the build has made no image");
         let digest = built.solved.digest.ok_or_else(nothing)?;
-        let lost =
-            |error: &std::io::Error| failure(BuildReason::ImportFailed, format!("the result: {error}"));
-        let mut done = Done { digest, names: Vec::new(), imported: false, bases, solve: built.solve };
-        if let Some(to) = &self.spec.output.push {
-            // First: an import takes the image before this one away.
-            self.status.enter(StageName::Push);
-            let archive = result.try_clone().await.map_err(|error| lost(&error))?.into_std().await;
-            let push = Push {
-                names: push::targets(&self.spec.output, to, &digest)?,
-                credentials: self.mounts.pushes(to)?.into(),
-                certificates: self.mounts.certificates(self.spec)?,
-            };
-            done.names = push.names.iter().map(ToString::to_string).collect();
-            push.run(archive, digest).await?;
-        }
-        if solve::imported(&self.spec.output) {
-            self.status.enter(StageName::Import);
-            let rewound = result.seek(SeekFrom::Start(0)).await;
-            rewound.map_err(|error| lost(&error))?;
-            let request = Request {
-                build: self.pod.build_name(),
-                object: Some(self.pod.owner.clone()),
-                names: self.spec.output.images.clone(),
-                digest,
-                pin: self.spec.output.pin.unwrap_or(true),
-                replace: false,
-            };
-            let ready = self.driver.importer.import(&request, result, built.received.bytes).await;
-            let ready = ready.map_err(|error| of_import(&error))?;
-            if let Some(objection) = &ready.objection {
-                log.write(format!("cloister: {objection}\n").as_bytes()).await;
-            }
-            (done.names, done.imported) = (ready.names, true);
-        }
-        Ok(done)
+        let job = deliver::Job {
+            spec: self.spec,
+            pod: self.pod,
+            digest,
+            status: self.status,
+            importer: &self.driver.importer,
+        };
+        let delivered = outputs.deliver(&job, result, built.received.bytes, log).await?;
+        caches.push(log).await;
+        Ok(Done { digest, delivered, bases, solve: built.solve })
     }
 
     /// A line to buildkitd.
@@ -189,7 +166,7 @@ impl Attempt<'_> {
     }
 
     /// Everything on our side.
-    async fn prepare(&self, log: &mut Log) -> Result<Parts, Failure> {
+    async fn prepare(&self, caches: &Caches, log: &mut Log) -> Result<Parts, Failure> {
         let secrets = self.mounts.secrets(self.spec)?;
         let keys = self.mounts.keys(self.spec)?;
         let agents = Agents::start(keys, self.work).await;
@@ -226,7 +203,8 @@ impl Attempt<'_> {
         };
         let args = solve::args(self.spec);
         let bases = sources.find(&text.unwrap_or_default(), &args, log).await?;
-        Ok(Parts { source, bases, secrets, agents })
+        let caches = caches.offer(log).await;
+        Ok(Parts { source, bases, caches, secrets, agents })
     }
 
     async fn solve(
@@ -247,6 +225,7 @@ impl Attempt<'_> {
             agents: parts.agents.offered.clone(),
             registries: None,
             bases: parts.bases.offered,
+            caches: parts.caches,
             exporter: solve::exporter(self.spec),
             output,
             receipt,

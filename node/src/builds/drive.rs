@@ -115,10 +115,7 @@ impl Driver {
         let attempt = Attempt { driver: self, pod, spec, facts, mounts, folder, work: work.path(), status };
         let done = attempt.run(log).await?;
         self.uploads.forget(&pod.owner);
-        let sizes = match spec.output.images.first().filter(|_| done.imported) {
-            Some(_) => self.sizes(&done.names).await,
-            None => None,
-        };
+        let sizes = self.sizes(&done.delivered.imported).await;
         Ok((done, sizes))
     }
 
@@ -191,7 +188,7 @@ impl Driver {
         false
     }
 
-    /// How large the image of a name is.
+    /// How large the image of these names is, if it is here.
     async fn sizes(&self, names: &[String]) -> Option<Sizes> {
         let image = local::find(&self.scope, names.first()?, &Platform::host()).await.ok()??;
         let store = self.store.clone();

@@ -3,7 +3,9 @@
 mod archive;
 mod attempt;
 mod bases;
+mod caches;
 mod cluster;
+mod deliver;
 mod drive;
 mod failure;
 mod inputs;
@@ -12,12 +14,14 @@ mod metrics;
 mod place;
 mod pod;
 mod push;
+mod result;
 mod solve;
 mod ssh;
 mod status;
 mod steps;
 mod trust;
 mod uploads;
+mod volume;
 mod watch;
 
 use std::fs::{DirBuilder, File};

@@ -57,6 +57,9 @@ pub fn exporter(spec: &ImageBuildSpec) -> Output {
     if stays(&spec.output) {
         // Nothing is gained by compressing, in the guest, what is unpacked on nodes at once.
         output = output.with("compression", "uncompressed");
+    } else {
+        // Base images are on nodes as they are unpacked; nobody wants to download them so.
+        output = output.with("compression", "gzip").with("force-compression", "true");
     }
     if spec.source_date_epoch.is_some() {
         output = output.rewrite_timestamps();
@@ -114,7 +117,8 @@ mod tests {
             Output::oci().with("compression", "uncompressed").rewrite_timestamps().annotation("k", "v");
         assert_eq!(exporter(&local), expected);
         let push = json!({"images": ["r.example/app"], "push": {}});
-        assert_eq!(exporter(&spec(json!({"output": push}))), Output::oci());
+        let packed = Output::oci().with("compression", "gzip").with("force-compression", "true");
+        assert_eq!(exporter(&spec(json!({"output": push}))), packed);
     }
 
     #[test]

@@ -84,7 +84,11 @@ pub fn describe(build: &ImageBuild, status: &mut ImageBuildStatus, observed: &Ob
     let ended = success(status).map(|attempt| attempt.number) == status.attempts.last().map(|a| a.number);
     // Names are those of the spec that was built: a changed one has its say with the next result.
     if status.image.is_none() || status.digest.as_ref() != Some(&digest) || ended {
-        status.image = build.spec.output.images.first().map(|image| crate::names::canonical(image, &digest));
+        let output = &build.spec.output;
+        // Pods of nodes have it by its own name; of what was only pushed the registry's is the one to ask for.
+        let pushed = output.push.as_ref().filter(|_| output.nodes.is_none());
+        let name = |image: &String| pushed.map_or_else(|| image.clone(), |to| to.name(image));
+        status.image = output.images.first().map(|image| crate::names::canonical(&name(image), &digest));
     }
     status.digest = Some(digest);
     let distribution = distribution(build, status, observed);

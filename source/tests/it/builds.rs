@@ -38,6 +38,7 @@ async fn built(lab: &Lab, prepared: Prepared) -> BTreeMap<String, String> {
         agents: Default::default(),
         registries: None,
         bases: Vec::new(),
+        caches: cloister_build::job::Caches::default(),
         exporter: client::Output::local(),
         output,
         receipt,

@@ -9,11 +9,12 @@
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use cloister_image::Digest;
 use cloister_image::export::Blob;
+use cloister_image::source::registry::Blobs;
+use cloister_image::{Digest, Whole};
 use serde_json::{Value, json};
 
 use crate::client::error::{Error, Result};
@@ -29,6 +30,8 @@ pub struct Layout {
     root: PathBuf,
     /// Bytes that may still be written.
     room: Arc<AtomicU64>,
+    /// The blob that was written last, or would have been had it not been there.
+    newest: Arc<Mutex<Option<Digest>>>,
 }
 
 impl Layout {
@@ -39,7 +42,7 @@ impl Layout {
         let blobs = root.join("blobs/sha256");
         let made = fs::create_dir_all(&blobs).and_then(|()| fs::create_dir_all(&ingest));
         made.map_err(|error| Error::io(format!("make the folder {}", root.display()), error))?;
-        Ok(Self { root, room: Arc::new(AtomicU64::new(room)) })
+        Ok(Self { root, room: Arc::new(AtomicU64::new(room)), newest: Arc::default() })
     }
 
     /// The manifest with this name.
@@ -70,6 +73,32 @@ impl Layout {
         index["manifests"] = Value::Array(list);
         self.replace("oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#)?;
         self.replace("index.json", index.to_string().as_bytes())
+    }
+
+    /// The cache that was written since this was opened, if one was: its manifest comes after all that it names.
+    ///
+    /// # Errors
+    /// When the manifest can't be read, or is of another kind, or something of what it names is not there.
+    pub fn cache(&self) -> Result<Option<Whole>> {
+        let newest = *self.newest.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(newest) = newest else { return Ok(None) };
+        let mut text = Vec::new();
+        let read =
+            File::open(self.path(&newest)).and_then(|file| file.take(MAX_INDEX).read_to_end(&mut text));
+        read.map_err(|error| self.error("read the cache in", error))?;
+        let whole = cloister_image::source::registry::cache(&text)
+            .map_err(|error| Error::Answer(format!("the exported cache: {error}")))?;
+        for (digest, size) in &whole.blobs {
+            let blob = self.blob(digest).map_err(|error| self.error("read", error))?;
+            if blob.is_none_or(|blob| blob.size() != *size) {
+                return Err(Error::Answer(format!("the exported cache: blob {digest} is not in it")));
+            }
+        }
+        Ok(Some(whole))
+    }
+
+    pub(super) fn wrote(&self, digest: Digest) {
+        *self.newest.lock().unwrap_or_else(PoisonError::into_inner) = Some(digest);
     }
 
     fn index(&self) -> Result<Value> {
@@ -122,6 +151,15 @@ impl Layout {
     /// Gives back what was taken.
     pub(super) fn give(&self, bytes: u64) {
         self.room.fetch_add(bytes, Ordering::Relaxed);
+    }
+}
+
+impl Blobs for Layout {
+    fn open(&self, digest: &Digest) -> cloister_image::Result<Box<dyn Read + Send + '_>> {
+        let path = self.path(digest);
+        let opened = File::open(&path);
+        let file = opened.map_err(|source| cloister_image::Error::Io { what: "open", path, source })?;
+        Ok(Box::new(file))
     }
 }
 

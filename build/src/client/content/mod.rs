@@ -3,6 +3,7 @@
 
 mod layout;
 mod offer;
+mod remote;
 mod service;
 mod write;
 
@@ -19,6 +20,7 @@ use cloister_image::export::Blob;
 
 pub use layout::Layout;
 pub use offer::Offer;
+pub use remote::Remote;
 pub(super) use service::ContentService;
 
 /// A store that a session offers.
@@ -28,6 +30,8 @@ pub enum ContentStore {
     Offer(Offer),
     /// A folder to read and to write.
     Layout(Layout),
+    /// A cache to read that is elsewhere.
+    Remote(Remote),
 }
 
 impl From<Offer> for ContentStore {
@@ -42,12 +46,27 @@ impl From<Layout> for ContentStore {
     }
 }
 
+impl From<Remote> for ContentStore {
+    fn from(remote: Remote) -> Self {
+        Self::Remote(remote)
+    }
+}
+
 impl ContentStore {
-    /// The blob with this digest; `None` when the store has none.
+    /// How long the blob with this digest is, in bytes; `None` when the store has none.
+    fn size(&self, digest: &Digest) -> io::Result<Option<u64>> {
+        match self {
+            Self::Remote(remote) => Ok(remote.size(digest)),
+            _ => Ok(self.blob(digest)?.map(|blob| blob.size())),
+        }
+    }
+
+    /// The blob with this digest; `None` when the store has none. Blocks.
     fn blob(&self, digest: &Digest) -> io::Result<Option<Arc<Blob>>> {
         match self {
             Self::Offer(offer) => Ok(offer.blob(digest)),
             Self::Layout(layout) => Ok(layout.blob(digest)?.map(Arc::new)),
+            Self::Remote(remote) => remote.blob(digest),
         }
     }
 }

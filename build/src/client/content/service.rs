@@ -54,15 +54,26 @@ impl ContentService {
     }
 }
 
-fn find(store: &ContentStore, digest: &str) -> Result<(Digest, Arc<Blob>), Status> {
-    let digest: Digest = digest.parse().map_err(|_| Status::invalid_argument("not a sha256 digest"))?;
-    let blob = store.blob(&digest).map_err(|error| failed(&error))?;
-    Ok((digest, blob.ok_or_else(|| Status::not_found(format!("blob {digest}: not found")))?))
+fn parse(digest: &str) -> Result<Digest, Status> {
+    digest.parse().map_err(|_| Status::invalid_argument("not a sha256 digest"))
+}
+
+fn missing(digest: &Digest) -> Status {
+    Status::not_found(format!("blob {digest}: not found"))
+}
+
+/// The blob, which may have to be brought here first.
+async fn find(store: &ContentStore, digest: &str) -> Result<Arc<Blob>, Status> {
+    let (store, digest) = (store.clone(), parse(digest)?);
+    let found = tokio::task::spawn_blocking(move || store.blob(&digest)).await;
+    let found = found.map_err(|error| Status::internal(error.to_string()))?;
+    found.map_err(|error| failed(&error))?.ok_or_else(|| missing(&digest))
 }
 
 fn info(store: &ContentStore, digest: &str) -> Result<Info, Status> {
-    let (digest, blob) = find(store, digest)?;
-    let size = i64::try_from(blob.size()).unwrap_or(i64::MAX);
+    let digest = parse(digest)?;
+    let size = store.size(&digest).map_err(|error| failed(&error))?.ok_or_else(|| missing(&digest))?;
+    let size = i64::try_from(size).unwrap_or(i64::MAX);
     Ok(Info { digest: digest.to_string(), size, ..Default::default() })
 }
 
@@ -94,7 +105,7 @@ impl Content for ContentService {
 
     async fn read(&self, request: Request<ReadContentRequest>) -> Result<Response<Self::ReadStream>, Status> {
         let ReadContentRequest { digest, offset, size } = request.get_ref();
-        let (_, blob) = find(self.store(&request)?, digest)?;
+        let blob = find(self.store(&request)?, digest).await?;
         let start = u64::try_from(*offset).unwrap_or(0);
         if start > blob.size() {
             return Err(Status::out_of_range(format!("read at {start} of a blob of {} bytes", blob.size())));

@@ -10,6 +10,9 @@ use tonic::Status;
 use super::api::{WriteAction, WriteContentRequest, WriteContentResponse};
 use super::layout::Layout;
 
+/// What a blob takes of the room at least, in bytes: files have no less on a disk, and their number is bounded by it.
+const LEAST: u64 = 4096;
+
 /// A write in progress.
 pub(super) struct Writer {
     layout: Layout,
@@ -24,7 +27,7 @@ pub(super) struct Writer {
 impl Drop for Writer {
     fn drop(&mut self) {
         if !self.published {
-            self.layout.give(self.offset);
+            self.layout.give(LEAST + self.offset);
         }
     }
 }
@@ -33,6 +36,9 @@ impl Writer {
     /// Begins a blob.
     pub(super) fn new(layout: Layout) -> Result<Self, Status> {
         let file = NamedTempFile::new_in(layout.ingest()).map_err(|error| failed(&error))?;
+        if !layout.take(LEAST) {
+            return Err(full());
+        }
         Ok(Self {
             layout,
             file,
@@ -75,6 +81,7 @@ impl Writer {
         }
         let digest = request.expected.parse().map_err(|_| Status::invalid_argument("not a digest"))?;
         if self.layout.blob(&digest).map_err(|error| failed(&error))?.is_some() {
+            self.layout.wrote(digest);
             return Err(Status::already_exists(format!("blob {digest}: already exists")));
         }
         self.expected = Some(digest);
@@ -103,7 +110,7 @@ impl Writer {
     fn add(&mut self, data: &[u8]) -> Result<(), Status> {
         let len = data.len() as u64;
         if !self.layout.take(len) {
-            return Err(Status::resource_exhausted("the folder may not grow any more"));
+            return Err(full());
         }
         // Given back as a whole with the writer, whether or not the write succeeds.
         self.offset += len;
@@ -129,8 +136,13 @@ impl Writer {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(error) => return Err(failed(&error)),
         }
+        self.layout.wrote(digest);
         Ok(digest)
     }
+}
+
+fn full() -> Status {
+    Status::resource_exhausted("the folder may not grow any more")
 }
 
 pub(super) fn failed(error: &io::Error) -> Status {
@@ -162,7 +174,7 @@ mod tests {
     #[test]
     fn a_blob_appears_when_it_has_its_digest() {
         let dir = tempfile::tempdir().unwrap();
-        let layout = Layout::open(dir.path(), 100).unwrap();
+        let layout = Layout::open(dir.path(), LEAST + 100).unwrap();
         let digest = Digest::of(b"hello");
         let lie = write(&layout, &digest.to_string(), b"hullo").unwrap_err();
         assert_eq!(lie.code(), Code::FailedPrecondition);
@@ -177,17 +189,19 @@ mod tests {
     #[test]
     fn a_folder_grows_to_its_bound_and_failed_writes_do_not_count() {
         let dir = tempfile::tempdir().unwrap();
-        let layout = Layout::open(dir.path(), 10).unwrap();
+        let layout = Layout::open(dir.path(), 2 * LEAST + 10).unwrap();
         write(&layout, &Digest::of(b"x").to_string(), b"123456").unwrap_err();
         write(&layout, "", b"123456").unwrap();
         assert_eq!(write(&layout, "", b"12345").unwrap_err().code(), Code::ResourceExhausted);
         write(&layout, "", b"1234").unwrap();
+        // Nor by blobs of nothing.
+        assert_eq!(write(&layout, "", b"").unwrap_err().code(), Code::ResourceExhausted);
     }
 
     #[test]
     fn writes_go_on_or_begin_again() {
         let dir = tempfile::tempdir().unwrap();
-        let mut writer = Writer::new(Layout::open(dir.path(), 100).unwrap()).unwrap();
+        let mut writer = Writer::new(Layout::open(dir.path(), LEAST + 100).unwrap()).unwrap();
         writer.handle(&request(WriteAction::Write, 0, b"abc")).unwrap();
         let jump = writer.handle(&request(WriteAction::Write, 7, b"x")).unwrap_err();
         assert_eq!(jump.code(), Code::OutOfRange);

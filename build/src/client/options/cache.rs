@@ -1,53 +1,51 @@
-//! Caches outside of the builder.
-
-use std::collections::HashMap;
+//! Caches outside of the builder, as folders and offers of the session (BuildKit, `cache/remotecache/local`): whoever drives
+//! the build brings them to a registry and back, as the builder has neither network nor credentials.
 
 use bollard_buildkit_proto::moby::buildkit::v1::CacheOptionsEntry;
 use cloister_image::Digest;
 
-use crate::client::error::{Error, Result};
-
-/// A cache outside of the builder.
+/// A cache to look into.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Cache {
-    /// A store that the session provides by `content("local:NAME", …)`.
-    Layout {
-        /// `NAME`.
-        name: String,
-        /// The manifest, to read it; see `Layout::find`.
-        manifest: Option<Digest>,
-    },
-    /// In a registry under a reference.
-    Registry(String),
+pub struct CacheFrom {
+    /// The session provides it by `content("local:NAME", …)`.
+    pub name: String,
+    /// Its manifest or index.
+    pub manifest: Digest,
 }
 
-impl Cache {
-    pub(super) fn entry(&self, write: bool) -> Result<CacheOptionsEntry> {
-        let mut attrs = HashMap::new();
-        let mut set = |key: &str, value: String| attrs.insert(key.to_owned(), value);
-        let kind = match self {
-            Self::Layout { name, manifest } => {
-                set(if write { "dest" } else { "src" }, name.clone());
-                match manifest {
-                    Some(manifest) if !write => drop(set("digest", manifest.to_string())),
-                    None if !write => {
-                        return Err(Error::invalid(format!("cache {name}"), "no manifest to read"));
-                    }
-                    _ => {}
-                }
-                "local"
-            }
-            Self::Registry(reference) => {
-                set("ref", reference.clone());
-                "registry"
-            }
-        };
-        if write {
-            // Every step's result, not only those that are in the image.
-            set("mode", "max".to_owned());
-        }
-        Ok(CacheOptionsEntry { r#type: kind.to_owned(), attrs })
+/// A cache to write.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CacheTo {
+    /// The session takes it by `content("local:NAME", …)`.
+    pub name: String,
+    /// With the results of every stage, not only of those that are in the image.
+    pub max: bool,
+}
+
+impl CacheFrom {
+    pub(super) fn entry(&self) -> CacheOptionsEntry {
+        entry([("src", self.name.clone()), ("digest", self.manifest.to_string())])
     }
+}
+
+impl CacheTo {
+    pub(super) fn entry(&self) -> CacheOptionsEntry {
+        let mode = if self.max { "max" } else { "min" };
+        entry([
+            ("dest", self.name.clone()),
+            ("mode", mode.to_owned()),
+            // A manifest is what registries take; indexes of layers many refuse.
+            ("image-manifest", "true".to_owned()),
+            ("oci-mediatypes", "true".to_owned()),
+            // An image is as good without it.
+            ("ignore-error", "true".to_owned()),
+        ])
+    }
+}
+
+fn entry<const N: usize>(attrs: [(&str, String); N]) -> CacheOptionsEntry {
+    let attrs = attrs.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+    CacheOptionsEntry { r#type: "local".to_owned(), attrs }
 }
 
 #[cfg(test)]
@@ -56,16 +54,18 @@ mod tests {
     use crate::client::options::Solve;
 
     #[test]
-    fn caches_are_written_whole_and_read_by_digest() {
+    fn caches_are_written_as_manifests_and_read_by_digest() {
         let manifest = Digest::of(b"");
-        let cache = |manifest| vec![Cache::Layout { name: "c".to_owned(), manifest }];
-        let solve = Solve { cache_from: cache(Some(manifest)), cache_to: cache(None), ..Default::default() };
+        let solve = Solve {
+            cache_from: vec![CacheFrom { name: "a".to_owned(), manifest }],
+            cache_to: vec![CacheTo { name: "b".to_owned(), max: true }],
+            ..Default::default()
+        };
         let request = solve.request("id", "session").unwrap();
-        let cache_options = request.cache.unwrap();
-        assert_eq!(cache_options.exports[0].attrs["mode"], "max");
-        assert_eq!(cache_options.imports[0].attrs["digest"], manifest.to_string());
+        let options = request.cache.unwrap();
+        let written = &options.exports[0].attrs;
+        assert_eq!((written["mode"].as_str(), written["image-manifest"].as_str()), ("max", "true"));
+        assert_eq!(options.imports[0].attrs["digest"], manifest.to_string());
         assert!(request.frontend_attrs["cache-imports"].contains("\"Type\":\"local\""));
-        let blind = Solve { cache_from: cache(None), ..Default::default() };
-        assert!(blind.request("id", "session").is_err());
     }
 }

@@ -15,7 +15,7 @@ use serde_json::json;
 
 use super::error::{Error, Result};
 
-pub use self::cache::Cache;
+pub use self::cache::{CacheFrom, CacheTo};
 pub use self::output::Output;
 
 type Attributes = BTreeMap<String, String>;
@@ -50,9 +50,9 @@ pub struct Solve {
     /// What to do with the result. Without one the build only fills the cache.
     pub outputs: Vec<Output>,
     /// Caches to look into.
-    pub cache_from: Vec<Cache>,
+    pub cache_from: Vec<CacheFrom>,
     /// Caches to write.
-    pub cache_to: Vec<Cache>,
+    pub cache_to: Vec<CacheTo>,
     /// How long the build may take.
     pub deadline: Option<Duration>,
 }
@@ -125,10 +125,7 @@ impl Solve {
         let exporters: Vec<_> = self.outputs.iter().map(Output::exporter).collect();
         // Servers before 0.13 know one exporter, in its own fields.
         let first = exporters.first().cloned().unwrap_or_default();
-        let entries = |caches: &[Cache], write| {
-            caches.iter().map(|cache| cache.entry(write)).collect::<Result<Vec<_>>>()
-        };
-        let imports = entries(&self.cache_from, false)?;
+        let imports: Vec<_> = self.cache_from.iter().map(CacheFrom::entry).collect();
         let mut attributes = self.attributes()?;
         if !imports.is_empty() {
             let list: Vec<_> =
@@ -145,7 +142,7 @@ impl Solve {
             exporter_attrs_deprecated: first.attrs,
             exporters,
             cache: Some(CacheOptions {
-                exports: entries(&self.cache_to, true)?,
+                exports: self.cache_to.iter().map(CacheTo::entry).collect(),
                 imports,
                 ..Default::default()
             }),

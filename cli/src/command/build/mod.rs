@@ -4,6 +4,7 @@
 //! the machine dies with it.
 
 mod bases;
+mod caches;
 mod failure;
 pub(super) mod inputs;
 mod machine;
@@ -17,7 +18,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use cloister_build::client::{self, NoCache, Solve, Solved};
 use cloister_build::context::Context;
-use cloister_build::job::{Base, Job};
+use cloister_build::job::{self, Base, Job};
 use cloister_build::output::{Output, Receipt};
 use cloister_build::progress::{self, Event, Style};
 use cloister_builder::{self as builder, Builder, Caches, Settings, State};
@@ -52,7 +53,7 @@ const EVENTS: usize = 256;
 pub async fn run(global: &Global, args: BuildArgs) -> Result<u8> {
     if args.network == Network::Egress {
         bail!(
-            "--network egress: a build without a cluster has no network; images it begins from are pulled by this command"
+            "--network egress: steps of a build without a cluster have no network; this command fetches images and caches"
         );
     }
     if args.memory < LEAST_MEMORY {
@@ -60,6 +61,7 @@ pub async fn run(global: &Global, args: BuildArgs) -> Result<u8> {
     }
     let root = Root::find(global)?;
     let inputs = Inputs::read(&args)?;
+    let wanted = caches::Wanted::parse(&args)?;
     let kernel = kernel::choose(&root, args.kernel.as_deref())?;
     let store = Store::open(root.path())?;
     let mut parts = Parts::default();
@@ -72,6 +74,7 @@ pub async fn run(global: &Global, args: BuildArgs) -> Result<u8> {
 
     let mut signals = Signals::listen().context("cannot watch signals")?;
     let place = machine::Place::reserve(&root, &image.record)?;
+    let (caches, written) = wanted.open(place.path(), &args.registry)?;
     let config = machine::config(&args, kernel, place.path())?;
     let settings = Settings { machine: config, memory_bytes: args.memory, state, deadline: READY };
     let started = tokio::select! {
@@ -88,7 +91,8 @@ pub async fn run(global: &Global, args: BuildArgs) -> Result<u8> {
 
     let cancel = CancellationToken::new();
     let built = {
-        let building = build(&builder, inputs, bases, &args, place.path(), cancel.clone(), &mut parts);
+        let building =
+            build(&builder, inputs, (bases, caches), &args, place.path(), cancel.clone(), &mut parts);
         tokio::pin!(building);
         let mut code = None;
         loop {
@@ -109,6 +113,16 @@ pub async fn run(global: &Global, args: BuildArgs) -> Result<u8> {
             let (records, ()) = tokio::join!(importing, builder.stop());
             let records = records?;
             parts.add("import", begun.elapsed());
+            let registry = args.registry.clone();
+            let publishing = tokio::task::spawn_blocking(move || written.publish(&registry));
+            tokio::select! {
+                done = publishing => done?,
+                code = interrupted(&mut signals) => {
+                    drop(place);
+                    // The runtime would wait for a registry; a cache gets its name last.
+                    std::process::exit(code.into());
+                }
+            }
             for record in &records {
                 report(global, record)?;
             }
@@ -153,7 +167,7 @@ struct Built {
 async fn build(
     builder: &Builder,
     inputs: Inputs,
-    bases: Vec<Base>,
+    (bases, caches): (Vec<Base>, job::Caches),
     args: &BuildArgs,
     folder: &Path,
     cancel: CancellationToken,
@@ -195,6 +209,7 @@ async fn build(
         agents: inputs.agents,
         registries: None,
         bases,
+        caches,
         exporter,
         output,
         receipt,

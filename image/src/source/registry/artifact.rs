@@ -79,8 +79,7 @@ impl Remote {
     /// # Errors
     /// What the registry says, or what is wrong with its documents.
     pub fn artifact(&self) -> Result<Artifact> {
-        let (start, mut content) =
-            super::manifest(&self.client, &self.reference, self.limits.manifest, &Silent)?;
+        let (start, mut content) = self.manifest()?;
         let mut blob = start.clone();
         if let Document::Index(index) = Document::parse(&content, &blob.media_type, blob.digest)? {
             self.limits.index(format_args!("index {}", blob.digest), index.manifests().len())?;
@@ -157,8 +156,13 @@ impl Remote {
         }
     }
 
+    /// The document that the reference stands for.
+    pub(super) fn manifest(&self) -> Result<(BlobRef, Vec<u8>)> {
+        super::manifest(&self.client, &self.reference, self.limits.manifest, &Silent)
+    }
+
     /// Reads a manifest that an index lists.
-    fn document(&self, blob: &BlobRef) -> Result<Vec<u8>> {
+    pub(super) fn document(&self, blob: &BlobRef) -> Result<Vec<u8>> {
         let what = format!("manifest {}", blob.digest);
         let watch = Watch { stop: &Stop::default(), progress: &Silent };
         let path = format!("manifests/{}", blob.digest);

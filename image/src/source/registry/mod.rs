@@ -8,6 +8,7 @@
 mod artifact;
 mod auth;
 mod blob;
+mod cache;
 mod challenge;
 mod client;
 mod credentials;
@@ -34,6 +35,7 @@ use crate::reference::Reference;
 use crate::store::{ImageRecord, Store};
 
 pub use self::artifact::{Artifact, Layer, Remote};
+pub use self::cache::{RemoteCache, cache};
 pub use self::credentials::{Credentials, DockerConfig};
 pub use self::http::Timeouts;
 pub use self::mirror::Mirrors;

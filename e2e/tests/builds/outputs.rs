@@ -1,0 +1,149 @@
+//! Results that go to a registry or into a volume, with and without nodes that get them too.
+
+use std::fs;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use cloister_e2e::Lab;
+use cloister_e2e::cell::wait_for;
+use cloister_e2e::cluster::Registry;
+use serde_json::{Value, json};
+
+use crate::site::{Site, attempt, build, condition, with_site};
+
+const DOCKERFILE: &str = "FROM lab.test/busybox:1\nRUN echo delivered >/said\nCMD [\"cat\", \"/said\"]\n";
+
+/// A build that is pushed with these credentials.
+fn pushed(name: &str, secret: &str, spec: Value) -> Value {
+    let mut object = build(name, DOCKERFILE, spec);
+    object["spec"]["caBundle"] = json!({"name": "lab", "key": "ca.crt"});
+    let push = json!({"registry": format!("{}/team", Registry::ADDRESS), "credentials": {"name": secret}});
+    object["spec"]["output"]["push"] = push;
+    object
+}
+
+/// Waits for a failure of the newest attempt, which may be followed by another.
+fn failed(site: &Site, name: &str) -> Result<Value> {
+    wait_for(&format!("a failure of {name}"), Duration::from_secs(150), || {
+        let failure = attempt(&site.get(name)?)["failure"].clone();
+        Ok(failure["reason"].is_string().then_some(failure))
+    })
+}
+
+fn stages(build: &Value) -> Vec<String> {
+    let all = attempt(build)["stages"].as_array().cloned().unwrap_or_default();
+    all.iter().filter_map(|stage| stage["name"].as_str().map(str::to_owned)).collect()
+}
+
+#[test]
+fn a_result_is_pushed_to_a_registry() {
+    with_site(&[], |site| {
+        let registry = Registry::start(&site.cluster)?;
+        // To the registry and to no node.
+        site.apply(&pushed("app", "pusher", json!({})))?;
+        let (done, took) = site.until("app", "Ready", "True")?;
+        eprintln!("apply to pushed: {took:.1?}; {:#}", attempt(&done)["stages"]);
+        let status = &done["status"];
+        let digest = status["digest"].as_str().context("no digest")?;
+        ensure!(registry.digest("team/app:1")? == digest, "{status:#}");
+        let image = format!("{}/team/app:1", Registry::ADDRESS);
+        ensure!(status["image"] == image && status["nodesSelected"] == 0, "{status:#}");
+        let message = condition(&done, "Ready")["message"].to_string();
+        ensure!(message.contains(&image) && message.contains(digest), "{message}");
+        ensure!(stages(&done).ends_with(&["Push".to_owned()]), "{:?}", stages(&done));
+        for node in &site.nodes {
+            ensure!(!node.lab.ctr(&["images", "ls", "-q"])?.contains("app:1"), "a node got it");
+        }
+        // Layers are compressed, the base image's too, which was not on this node.
+        let manifest = registry.manifest("team/app:1")?;
+        for layer in manifest["layers"].as_array().context("no layers")? {
+            let kind = layer["mediaType"].as_str().unwrap_or_default();
+            ensure!(kind.ends_with("+gzip"), "{manifest:#}");
+        }
+
+        // To both, under one digest.
+        let both = json!({"output": {"images": ["both:1"], "nodes": {}}});
+        site.apply(&pushed("both", "pusher", both))?;
+        let (done, _) = site.until("both", "Ready", "True")?;
+        ensure!(done["status"]["image"] == "docker.io/library/both:1", "{:#}", done["status"]);
+        ensure!(done["status"]["digest"] == registry.digest("team/both:1")?, "{:#}", done["status"]);
+        ensure!(site.run("both:1", "two", true)? == "delivered\n");
+
+        // What is refused is not tried again, and says what to look at.
+        registry.secret("stranger", "hunter2")?;
+        site.apply(&pushed("refused", "stranger", json!({})))?;
+        let (done, _) = site.until("refused", "Stalled", "True")?;
+        let failure = attempt(&done)["failure"].clone();
+        ensure!(failure["reason"] == "AccessDenied" && attempt(&done)["number"] == 1, "{failure}");
+        let message = failure["message"].as_str().unwrap_or_default();
+        ensure!(
+            message.contains("spec.output.push.credentials") && !message.contains("hunter2"),
+            "{message}"
+        );
+
+        // What is away may come back.
+        registry.daemon.stop(false)?;
+        site.apply(&pushed("patient", "pusher", json!({})))?;
+        let failure = failed(site, "patient")?;
+        ensure!(failure["reason"] == "RegistryUnavailable", "{failure}");
+        registry.serve()?;
+        let (done, _) = site.until("patient", "Ready", "True")?;
+        ensure!(attempt(&done)["trigger"] == "Retry", "{:#}", attempt(&done));
+        ensure!(registry.digest("team/patient:1")? == done["status"]["digest"], "{:#}", done["status"]);
+        site.clean()
+    });
+}
+
+/// A volume that is a folder of this machine, and its claim.
+fn claim(site: &Site, name: &str, folder: &std::path::Path) -> Result<()> {
+    let size = json!({"storage": "1Gi"});
+    site.apply(&json!({"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": name},
+        "spec": {"capacity": size, "accessModes": ["ReadWriteOnce"], "hostPath": {"path": folder},
+            "storageClassName": "", "claimRef": {"namespace": "default", "name": name}}}))?;
+    site.apply(&json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": name},
+        "spec": {"accessModes": ["ReadWriteOnce"], "storageClassName": "", "volumeName": name,
+            "resources": {"requests": size}}}))
+}
+
+#[test]
+fn a_result_is_archived_in_a_volume() {
+    with_site(&[], |site| {
+        let volume = site.cluster.root().join("volume");
+        fs::create_dir_all(volume.join("taken"))?;
+        claim(site, "disk", &volume)?;
+        let archive = |path: &str, format: &str| {
+            json!({"output": {"images": ["app:1"],
+                "archive": {"claimName": "disk", "path": path, "format": format}}})
+        };
+        site.apply(&build("app", DOCKERFILE, archive("images/app.tar", "Oci")))?;
+        let (done, took) = site.until("app", "Ready", "True")?;
+        eprintln!("apply to archived: {took:.1?}; {:#}", attempt(&done)["stages"]);
+        ensure!(stages(&done).ends_with(&["Archive".to_owned()]), "{:?}", stages(&done));
+        let digest = done["status"]["digest"].as_str().context("no digest")?;
+        site.apply(&build("docker", DOCKERFILE, archive("docker.tar", "Docker")))?;
+        let (docker, _) = site.until("docker", "Ready", "True")?;
+        let docker = docker["status"]["digest"].as_str().context("no digest")?.to_owned();
+        // Both load elsewhere, with the digest that the status says.
+        let lab = Lab::new()?;
+        for (name, file, digest) in [("oci", "images/app.tar", digest), ("docker", "docker.tar", &docker)] {
+            lab.ok(&["image", "import", name, "-i", &volume.join(file).to_string_lossy()])?;
+            let told = lab.ok(&["image", "inspect", name])?;
+            ensure!(told.contains(digest), "{digest}: {told}");
+        }
+
+        // Never through a link, and nothing is left of what could not be written.
+        let outside = tempfile::tempdir()?;
+        std::os::unix::fs::symlink(outside.path(), volume.join("out"))?;
+        for (name, path) in [("astray", "out/app.tar"), ("blocked", "taken")] {
+            site.apply(&build(name, DOCKERFILE, archive(path, "Oci")))?;
+            let (done, _) = site.until(name, "Stalled", "True")?;
+            let failure = attempt(&done)["failure"].clone();
+            ensure!(failure["reason"] == "ArchiveFailed", "{failure}");
+        }
+        ensure!(fs::read_dir(outside.path())?.next().is_none(), "written through a link");
+        let mut names: Vec<_> = fs::read_dir(&volume)?.map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        ensure!(names == ["docker.tar", "images", "out", "taken"], "{names:?}");
+        site.clean()
+    });
+}
