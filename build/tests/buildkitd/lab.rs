@@ -65,6 +65,11 @@ impl Lab {
         self.dir.path().join("socket")
     }
 
+    /// Another program of BuildKit.
+    pub fn program(&self, name: &str) -> PathBuf {
+        self.programs.join(name)
+    }
+
     pub fn log(&self) -> String {
         fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
     }

@@ -43,3 +43,35 @@ fn the_oldest_records_go_before_the_disk_is_full() {
     site.lab.ok(&["builder", "prune", "--force"]).unwrap();
     assert!(!site.lab.root().join("cache/default/0.ext4").exists());
 }
+
+#[test]
+fn a_cache_in_a_folder_or_a_registry_spares_steps_elsewhere() {
+    let site = Site::new();
+    let registry = site.registry();
+    let dockerfile = "FROM base AS made\nRUN echo made >/made\nFROM base\nCOPY --from=made /made /made\n";
+    let context = site.context("cached", &[("Dockerfile", dockerfile)]);
+    let folder = site.contexts.path().join("cache");
+    let reference = format!("{}/team/app:cache", registry.address);
+    let build = |key: &str, more: &[&str]| {
+        let options = [&["-t", "cached", "--plain-http", "--cache-key", key][..], more].concat();
+        let built = site.build(&context, &options);
+        assert!(built.status.success(), "{key}: {}", text(&built));
+        text(&built)
+    };
+    let (to_folder, to_registry) = (
+        format!("type=local,dest={},mode=max", folder.display()),
+        format!("type=registry,ref={reference},mode=max"),
+    );
+    let first = build("first", &["--cache-to", &to_folder, "--cache-to", &to_registry]);
+    assert!(!first.contains("CACHED"), "{first}");
+    for (key, from) in [
+        ("second", format!("type=local,src={}", folder.display())),
+        ("third", format!("type=registry,ref={reference}")),
+    ] {
+        let said = build(key, &["--cache-from", &from]);
+        assert!(said.contains("CACHED") && !said.contains("no cache"), "{said}");
+    }
+    // What is not there is said, and the image built all the same.
+    let said = build("fourth", &["--cache-from", &format!("{}/no/such", registry.address)]);
+    assert!(said.contains("no cache") && !said.contains("CACHED"), "{said}");
+}

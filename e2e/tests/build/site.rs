@@ -1,11 +1,13 @@
 //! A store with a small base image, and builds into it.
 
 use std::fs;
+use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
+use cloister_e2e::cell::wait_for;
 use cloister_e2e::{Lab, Leftovers, lab, pod_images};
 
 /// Most memory of `cloister build`, whatever a build does, in bytes.
@@ -103,8 +105,40 @@ impl Site {
         new
     }
 
+    /// Debian's `docker-registry` on a loopback port, without TLS.
+    pub fn registry(&self) -> Registry {
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let address = format!("127.0.0.1:{port}");
+        let (config, data) =
+            (self.contexts.path().join("registry.yml"), self.contexts.path().join("registry"));
+        let text = format!(
+            "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {data:?}}}}}\nhttp: {{addr: {address:?}}}\n"
+        );
+        fs::write(&config, text).unwrap();
+        let mut command = Command::new("docker-registry");
+        command.arg("serve").arg(config).stdout(Stdio::null()).stderr(Stdio::null());
+        let registry = Registry { process: command.spawn().unwrap(), address };
+        let listens = || Ok(TcpStream::connect(&registry.address).ok().map(drop));
+        wait_for("the registry", Duration::from_secs(20), listens).unwrap();
+        registry
+    }
+
     pub fn images(&self) -> String {
         self.lab.ok(&["image", "ls"]).unwrap()
+    }
+}
+
+/// A registry, serving as long as this value lives.
+pub struct Registry {
+    process: Child,
+    /// `HOST:PORT`.
+    pub address: String,
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
     }
 }
 

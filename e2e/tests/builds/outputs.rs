@@ -147,3 +147,39 @@ fn a_result_is_archived_in_a_volume() {
         site.clean()
     });
 }
+
+#[test]
+fn a_cache_in_a_registry_spares_steps_on_another_node() {
+    with_site(&[], |site| {
+        let registry = Registry::start(&site.cluster)?;
+        let image = format!("{}/team/app:cache", Registry::ADDRESS);
+        let dockerfile = "FROM lab.test/busybox:1 AS made\nRUN echo made >/made\n\
+            FROM lab.test/busybox:1\nCOPY --from=made /made /made\n";
+        let cached = |name: &str, node: &str, cache: Value| {
+            build(
+                name,
+                dockerfile,
+                json!({"cache": cache, "nodeSelector": {"kubernetes.io/hostname": node}, "retries": 0,
+                    "caBundle": {"name": "lab", "key": "ca.crt"}, "imagePullSecrets": [{"name": "pusher"}]}),
+            )
+        };
+        let to = json!({"to": [{"image": image, "mode": "Max"}]});
+        site.apply(&cached("first", "one", to))?;
+        let (done, _) = site.until("first", "Ready", "True")?;
+        ensure!(attempt(&done)["steps"]["cached"] == 0, "{:#}", attempt(&done));
+        let log = site.cluster.kubectl(&["logs", "first-1"])?;
+        ensure!(log.contains(&format!("pushed as {image}")), "{log}");
+        let manifest = registry.manifest("team/app:cache")?;
+        let kind = &manifest["config"]["mediaType"];
+        ensure!(kind == "application/vnd.buildkit.cacheconfig.v0", "{manifest:#}");
+
+        // A disk that was never used, and a cache that nobody has written.
+        let from = json!({"disabled": true, "from": [image, format!("{}/team/none", Registry::ADDRESS)]});
+        site.apply(&cached("second", "two", from))?;
+        let (done, _) = site.until("second", "Ready", "True")?;
+        ensure!(attempt(&done)["steps"]["cachedPercent"] == 100, "{:#}", attempt(&done));
+        let log = site.cluster.kubectl(&["logs", "second-1"])?;
+        ensure!(log.contains("no cache") && log.contains("team/none"), "{log}");
+        site.clean()
+    });
+}

@@ -174,7 +174,7 @@ mod tests {
     #[test]
     fn a_blob_appears_when_it_has_its_digest() {
         let dir = tempfile::tempdir().unwrap();
-        let layout = Layout::open(dir.path(), LEAST + 100).unwrap();
+        let layout = Layout::open(dir.path(), 2 * LEAST + 100).unwrap();
         let digest = Digest::of(b"hello");
         let lie = write(&layout, &digest.to_string(), b"hullo").unwrap_err();
         assert_eq!(lie.code(), Code::FailedPrecondition);

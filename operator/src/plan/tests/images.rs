@@ -71,6 +71,11 @@ fn another_digest_is_another_image() {
 fn what_is_pushed_or_archived_needs_no_node() {
     let mut pushed = built(|output| output.push = Some(PushOutput::default()));
     assert_eq!(ready(&mut pushed), (true, Some(0), Some(0)));
+    // What a pod may ask for.
+    let registry = Some("r.test/team".to_owned());
+    let mut renamed = built(|output| output.push = Some(PushOutput { registry, ..PushOutput::default() }));
+    ready(&mut renamed);
+    assert!(renamed.status().image.as_deref().is_some_and(|image| image.starts_with("r.test/team/")));
     let mut archived = built(|output| {
         output.images.clear();
         output.archive = Some(ArchiveOutput::default());
