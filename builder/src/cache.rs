@@ -18,13 +18,12 @@ use std::path::{Path, PathBuf};
 use cloister_view::scratch;
 use rustix::fs::{FlockOperation, flock};
 
-use super::disks::guard;
+use super::bounds::Bounds;
+use super::disks::{Disk, guard};
 use super::error::{Error, Result};
 
 /// Disks of one key that are kept.
 const KEPT: u32 = 4;
-/// Disks of one key in use at once.
-const MOST: u32 = 64;
 /// Bytes that a disk is a multiple of.
 const BLOCK: u64 = 4096;
 /// Bytes of a key: two names of Kubernetes and what is between them.
@@ -35,6 +34,7 @@ const KEY: usize = 127;
 pub struct Caches {
     folder: PathBuf,
     bytes: u64,
+    bounds: Bounds,
 }
 
 /// A cache disk in use. When it is dropped without [`CacheDisk::keep`] its content is gone.
@@ -49,61 +49,60 @@ pub struct CacheDisk {
 }
 
 impl Caches {
-    /// Disks of `bytes` each, rounded down to 4 KiB, below `folder`, which need not exist yet. The files are sparse.
-    pub fn new(folder: PathBuf, bytes: u64) -> Self {
-        Self { folder, bytes: bytes / BLOCK * BLOCK }
+    /// Disks of `bytes` each, rounded down to 4 KiB, below `folder`, which need not exist yet; all disks there stay within
+    /// `bounds`. The files are sparse.
+    pub fn new(folder: PathBuf, bytes: u64, bounds: Bounds) -> Self {
+        Self { folder, bytes: bytes / BLOCK * BLOCK, bounds }
     }
 
-    /// A disk of this key: with what an earlier build left, or empty.
+    /// A disk of this key: with what an earlier build left, or empty. Others that nobody uses make room, the least
+    /// recently used first.
     ///
     /// # Errors
-    /// When `key` is no name, or the disk can't be made.
+    /// When `key` is no name, the disk does not fit the bounds, or it can't be made.
     pub fn take(&self, key: &str) -> Result<CacheDisk> {
         let name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
         if key.is_empty() || key.len() > KEY || key.starts_with('.') || !key.chars().all(name) {
             return Err(Error::CacheKey(key.to_owned()));
         }
         let folder = self.folder.join(key);
-        let made = DirBuilder::new().recursive(true).mode(0o700).create(&folder);
-        made.map_err(failed("make", &folder))?;
-        // Held for the moments in which disks change their names.
-        let _guard = guard(&folder)?;
-        for number in 0..MOST {
-            let disk = |file, warm| CacheDisk {
-                file,
-                folder: folder.clone(),
-                number,
-                bytes: self.bytes,
-                warm,
-                kept: false,
-            };
-            let (free, busy) = (free(&folder, number), busy(&folder, number));
-            match open(&busy, false) {
-                Ok(file) if is_locked(&file).map_err(failed("lock", &busy))? => continue,
-                Ok(_) => fs::remove_file(&busy).map_err(failed("remove", &busy))?,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(failed("open", &busy)(error)),
-            }
-            match open(&free, false) {
-                // A cap that was changed means another disk.
-                Ok(file) if file.metadata().is_ok_and(|meta| meta.len() == self.bytes) => {
-                    is_locked(&file).map_err(failed("lock", &free))?;
-                    fs::rename(&free, &busy).map_err(failed("take", &free))?;
-                    return Ok(disk(file, true));
-                }
-                Ok(_) => fs::remove_file(&free).map_err(failed("remove", &free))?,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(failed("open", &free)(error)),
-            }
-            let file = open(&busy, true).map_err(failed("make", &busy))?;
-            is_locked(&file).map_err(failed("lock", &busy))?;
-            let disk = disk(file, false);
-            scratch::create(&disk.file, self.bytes)
-                .map_err(|error| failed("make", &busy)(io::Error::other(error)))?;
-            return Ok(disk);
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(&self.folder);
+        made.map_err(failed("make", &self.folder))?;
+        let _guard = guard(&self.folder)?;
+        let (left, mut disks): (Vec<_>, Vec<_>) =
+            Disk::guarded(&self.folder)?.into_iter().partition(Disk::is_leftover);
+        for disk in left {
+            disk.discard()?;
         }
-        let why = format!("{MOST} builds use the key {key}");
-        Err(failed("take a disk of", &folder)(io::Error::other(why)))
+        let used = |number: &u32| {
+            let busy = busy(&folder, *number);
+            disks.iter().any(|disk| disk.busy && disk.path() == busy)
+        };
+        let number = (0..).find(|number| !used(number)).unwrap_or_default();
+        let (free, busy) = (free(&folder, number), busy(&folder, number));
+        let there = disks.iter().position(|disk| disk.path() == free).map(|at| disks.swap_remove(at));
+        // A size that was changed means another disk.
+        let warm = there.as_ref().is_some_and(|disk| disk.bytes == self.bytes);
+        let victims = self.bounds.account(&self.folder, &disks)?.room(&disks, self.bytes)?;
+        for victim in there.iter().filter(|_| !warm).chain(victims) {
+            tracing::info!(key = victim.key, bytes = victim.used, "a build cache makes room for another");
+            victim.discard()?;
+        }
+        DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(failed("make", &folder))?;
+        let file = if warm {
+            let file = open(&free, false).map_err(failed("open", &free))?;
+            fs::rename(&free, &busy).map_err(failed("take", &free))?;
+            file
+        } else {
+            open(&busy, true).map_err(failed("make", &busy))?
+        };
+        is_locked(&file).map_err(failed("lock", &busy))?;
+        let disk = CacheDisk { file, folder, number, bytes: self.bytes, warm, kept: false };
+        if !warm {
+            let made = scratch::create(&disk.file, self.bytes);
+            made.map_err(|error| failed("make", &busy)(io::Error::other(error)))?;
+        }
+        Ok(disk)
     }
 }
 
@@ -135,8 +134,11 @@ impl CacheDisk {
         let (free, busy) = (free(&self.folder, self.number), busy(&self.folder, self.number));
         if self.number < KEPT {
             self.file.sync_data().map_err(failed("write", &busy))?;
+            // Nobody is to find it while it has its good name and still our lock.
+            let _guard = guard(self.folder.parent().unwrap_or(&self.folder))?;
             fs::rename(&busy, &free).map_err(failed("keep", &busy))?;
             self.kept = true;
+            flock(&self.file, FlockOperation::Unlock).map_err(|errno| failed("keep", &free)(errno.into()))?;
         }
         Ok(())
     }
@@ -198,7 +200,7 @@ mod tests {
     #[test]
     fn a_disk_comes_back_with_what_was_left_on_it() {
         let folder = tempfile::tempdir().unwrap();
-        let caches = Caches::new(folder.path().join("cache"), BYTES);
+        let caches = Caches::new(folder.path().join("cache"), BYTES, Bounds::default());
         let disk = caches.take("team-a").unwrap();
         assert!(!disk.is_warm());
         disk.file.write_all_at(&[7], PLACE).unwrap();
@@ -211,20 +213,20 @@ mod tests {
     #[test]
     fn builds_of_one_key_never_wait_for_each_other() {
         let folder = tempfile::tempdir().unwrap();
-        let caches = Caches::new(folder.path().to_owned(), BYTES);
+        let caches = Caches::new(folder.path().to_owned(), BYTES, Bounds::default());
         let disks: Vec<_> = (0..6).map(|_| caches.take("k").unwrap()).collect();
         assert_eq!(disks.iter().map(|disk| disk.number).collect::<Vec<_>>(), [0, 1, 2, 3, 4, 5]);
         disks.into_iter().for_each(|disk| disk.keep().unwrap());
         let mut left: Vec<_> =
             fs::read_dir(folder.path().join("k")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         left.sort();
-        assert_eq!(left, [".lock", "0.ext4", "1.ext4", "2.ext4", "3.ext4"]);
+        assert_eq!(left, ["0.ext4", "1.ext4", "2.ext4", "3.ext4"]);
     }
 
     #[test]
     fn what_was_not_unmounted_is_not_used_again() {
         let folder = tempfile::tempdir().unwrap();
-        let caches = Caches::new(folder.path().to_owned(), BYTES);
+        let caches = Caches::new(folder.path().to_owned(), BYTES, Bounds::default());
         let mut disk = caches.take("k").unwrap();
         disk.file.write_all_at(&[7], PLACE).unwrap();
         disk.kept = true; // as a killed process leaves it
@@ -239,15 +241,15 @@ mod tests {
     #[test]
     fn another_cap_means_another_disk() {
         let folder = tempfile::tempdir().unwrap();
-        Caches::new(folder.path().to_owned(), BYTES).take("k").unwrap().keep().unwrap();
-        let disk = Caches::new(folder.path().to_owned(), 2 * BYTES).take("k").unwrap();
+        Caches::new(folder.path().to_owned(), BYTES, Bounds::default()).take("k").unwrap().keep().unwrap();
+        let disk = Caches::new(folder.path().to_owned(), 2 * BYTES, Bounds::default()).take("k").unwrap();
         assert_eq!((disk.is_warm(), disk.file.metadata().unwrap().len()), (false, 2 * BYTES));
     }
 
     #[test]
     fn a_size_between_two_blocks_is_the_same_disk_again() {
         let folder = tempfile::tempdir().unwrap();
-        let caches = Caches::new(folder.path().to_owned(), BYTES + 1000);
+        let caches = Caches::new(folder.path().to_owned(), BYTES + 1000, Bounds::default());
         caches.take("k").unwrap().keep().unwrap();
         assert!(caches.take("k").unwrap().is_warm());
     }
@@ -255,9 +257,21 @@ mod tests {
     #[test]
     fn keys_never_lead_out_of_the_folder() {
         let folder = tempfile::tempdir().unwrap();
-        let caches = Caches::new(folder.path().to_owned(), BYTES);
+        let caches = Caches::new(folder.path().to_owned(), BYTES, Bounds::default());
         for key in ["", ".", "..", "../x", "a/b", "a b", "é"] {
             assert!(matches!(caches.take(key), Err(Error::CacheKey(_))), "{key:?}");
         }
+    }
+
+    #[test]
+    fn what_killed_builds_of_any_key_left_goes_with_the_next_build() {
+        let folder = tempfile::tempdir().unwrap();
+        let caches = Caches::new(folder.path().to_owned(), BYTES, Bounds::default());
+        let mut disk = caches.take("a").unwrap();
+        disk.kept = true; // as a killed process leaves it
+        drop(disk);
+        let _other = caches.take("b").unwrap();
+        let keys = |disk: &Disk| disk.key.clone();
+        assert_eq!(Disk::all(folder.path()).unwrap().iter().map(keys).collect::<Vec<_>>(), ["b"]);
     }
 }

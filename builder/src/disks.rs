@@ -33,20 +33,29 @@ impl Disk {
     /// # Errors
     /// When the folder can't be read.
     pub fn all(folder: &Path) -> Result<Vec<Self>> {
+        // A build that takes a disk must not meet our lock of it.
+        let _guard = match folder.try_exists() {
+            Ok(true) => guard(folder)?,
+            Ok(false) => return Ok(Vec::new()),
+            Err(error) => return Err(failed("look at", folder)(error)),
+        };
+        Self::guarded(folder)
+    }
+
+    /// The same for who holds the guard.
+    pub(super) fn guarded(folder: &Path) -> Result<Vec<Self>> {
         let mut all = Vec::new();
         for key in entries(folder)? {
             let Some(name) = key.file_name().and_then(|name| name.to_str()).filter(|_| key.is_dir()) else {
                 continue;
             };
-            // A build that takes a disk must not meet our lock of it.
-            let _guard = guard(&key)?;
             for path in entries(&key)? {
                 if path.extension().is_none_or(|extension| extension != "ext4" && extension != "busy") {
                     continue;
                 }
                 match inspect(name, &path) {
                     Ok(disk) => all.push(disk),
-                    // A build has just thrown its disk away.
+                    // A build has just thrown its disk away, or kept it.
                     Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                     Err(error) => return Err(failed("look at", &path)(error)),
                 }
@@ -61,7 +70,12 @@ impl Disk {
     /// # Errors
     /// When it can't be removed.
     pub fn remove(&self) -> Result<bool> {
-        let _guard = guard(self.path.parent().unwrap_or(&self.path))?;
+        let _guard = guard(self.path.parent().and_then(Path::parent).unwrap_or(&self.path))?;
+        self.discard()
+    }
+
+    /// The same for who holds the guard.
+    pub(super) fn discard(&self) -> Result<bool> {
         let removed = match open(&self.path, false) {
             Ok(file) if is_locked(&file).map_err(failed("lock", &self.path))? => false,
             Ok(_) => {
@@ -71,11 +85,27 @@ impl Disk {
             Err(error) if error.kind() == io::ErrorKind::NotFound => false,
             Err(error) => return Err(failed("open", &self.path)(error)),
         };
+        // Of a key without disks nothing stays; with others this fails.
+        let _ = self.path.parent().map(fs::remove_dir);
         Ok(removed)
+    }
+
+    /// Bytes it can come to take: what a build uses grows up to its size.
+    pub(super) fn cost(&self) -> u64 {
+        if self.busy { self.bytes.max(self.used) } else { self.used }
+    }
+
+    /// Whether it is what a killed build left.
+    pub(super) fn is_leftover(&self) -> bool {
+        !self.busy && self.path.extension().is_some_and(|extension| extension == "busy")
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
     }
 }
 
-/// Holds the names of a key's disks.
+/// Holds the names of all disks below a folder, for the moments in which they change.
 pub(super) fn guard(folder: &Path) -> Result<File> {
     let path = folder.join(".lock");
     let lock = open(&path, true).map_err(failed("open", &path))?;
@@ -107,13 +137,13 @@ fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Caches;
+    use crate::{Bounds, Caches};
 
     #[test]
     fn disks_are_listed_and_those_in_use_stay() {
         let folder = tempfile::tempdir().unwrap();
         assert!(Disk::all(&folder.path().join("none")).unwrap().is_empty());
-        let caches = Caches::new(folder.path().to_owned(), 8 << 20);
+        let caches = Caches::new(folder.path().to_owned(), 8 << 20, Bounds::default());
         caches.take("a").unwrap().keep().unwrap();
         let used = caches.take("b").unwrap();
         let all = Disk::all(folder.path()).unwrap();

@@ -48,6 +48,32 @@ pub enum Error {
         /// Why it failed.
         cause: io::Error,
     },
+    /// A cache disk that can never be had here.
+    #[error(
+        "a build cache of {} MiB is more than the {} MiB of all on this machine: ask for less (spec.cache.size, --cache-size), or raise `size` or `disks` of [caches] in config.toml",
+        .bytes.div_ceil(1 << 20), .most >> 20
+    )]
+    CacheTooLarge {
+        /// Bytes that were asked for.
+        bytes: u64,
+        /// Bytes of all disks together.
+        most: u64,
+    },
+    /// A cache disk that can't be had as long as others are in use.
+    #[error(
+        "no room for a build cache of {} MiB: the {disks} in use may take {} of {} MiB; try again when a build has ended, or raise `size` or `disks` of [caches] in config.toml",
+        .bytes.div_ceil(1 << 20), .taken >> 20, .most >> 20
+    )]
+    CachesInUse {
+        /// Disks in use.
+        disks: u64,
+        /// Bytes they may take.
+        taken: u64,
+        /// Bytes of all disks together.
+        most: u64,
+        /// Bytes that were asked for.
+        bytes: u64,
+    },
     /// The disk with buildkitd's state is still mounted.
     #[error("buildkitd's disk was not unmounted within {} s", .0.as_secs())]
     Busy(Duration),

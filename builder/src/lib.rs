@@ -5,6 +5,7 @@
 //! keeps is on a disk of its own, ext4 with overlayfs snapshots: a scratch disk that goes with the machine, or a
 //! [`CacheDisk`] that outlives it.
 
+mod bounds;
 mod cache;
 mod config;
 mod disks;
@@ -27,6 +28,7 @@ use cloister_sandbox::{
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+pub use self::bounds::{Account, Bounds};
 pub use self::cache::{CacheDisk, Caches};
 pub use self::disks::Disk;
 pub use self::error::{Error, Result};

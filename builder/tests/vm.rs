@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use cloister_builder::{self as builder, Builder, Caches, Error, ImageSource, Settings, State};
+use cloister_builder::{self as builder, Bounds, Builder, Caches, Error, ImageSource, Settings, State};
 use cloister_image::{Image, Silent, Store};
 use cloister_sandbox::{Agent, Io, Kernel, MachineConfig, OVERHEAD, Process, memory_for, programs};
 use cloister_vmm::{Accel, Host};
@@ -98,7 +98,7 @@ async fn buildkitd_is_ready_and_listens_on_its_socket_only() {
 async fn a_buildkitd_that_does_not_come_up_says_why() {
     let lab = Lab::new();
     // The folder of its worker is a file.
-    let caches = Caches::new(lab.folder.path().join("cache"), 256 * MIB);
+    let caches = Caches::new(lab.folder.path().join("cache"), 256 * MIB, Bounds::default());
     let first = Builder::start(lab.settings(512 * MIB, State::Cache(caches.take("k").unwrap())), lab.image());
     let first = first.await.unwrap();
     let spoil = "rm -rf /var/lib/buildkit/* && echo spoilt >/var/lib/buildkit/runc-overlayfs";

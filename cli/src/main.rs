@@ -1,6 +1,7 @@
 //! `cloister`: container images in microVMs of their own.
 
 mod args;
+mod caches;
 mod command;
 mod exit;
 mod host;

@@ -37,9 +37,9 @@ impl Root {
         self.0.join("run")
     }
 
-    /// Folder with one folder for each key of build caches.
+    /// Folder with one folder for each key of build caches, those of pods too where pods have the same root.
     pub fn caches(&self) -> PathBuf {
-        self.0.join("cache")
+        self.0.join("caches")
     }
 
     /// Folder with one folder for each guest kernel.

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use cloister_builder::Bounds;
 use cloister_sandbox::{Kernel, OVERHEAD, memory_for, programs};
 use cloister_vmm::{Accel, Host, MEMORY_STEP, MIB};
 use serde::Deserialize;
@@ -41,6 +42,8 @@ pub struct Config {
     empty_dir: u64,
     /// Folder of disks that live as long as a pod.
     pub disks: PathBuf,
+    /// What the disks of all build caches may take.
+    pub caches: Bounds,
     /// Seconds a guest may take to boot.
     pub boot_seconds: u64,
     /// What is logged.
@@ -80,6 +83,7 @@ impl Default for Config {
             scratch: 16 << 10,
             empty_dir: 8 << 10,
             disks: "/var/lib/cloister/disks".into(),
+            caches: Bounds::default(),
             boot_seconds: 60,
             log: Log::default(),
         }
@@ -212,6 +216,13 @@ mod tests {
     fn a_misspelt_key_is_an_error() {
         assert!(Config::parse("default_memmory = 3").unwrap_err().to_string().contains("default_memmory"));
         assert!(Config::parse("default_memory = 0").is_err());
+    }
+
+    #[test]
+    fn build_caches_have_bounds() {
+        assert_eq!(Config::parse("").unwrap().caches, Bounds::default());
+        let config = Config::parse("[caches]\ndisks = 3\nsize = 4096").unwrap();
+        assert_eq!(config.caches, Bounds::new(3, 4 << 30));
     }
 
     #[test]

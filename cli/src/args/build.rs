@@ -37,9 +37,9 @@ pub struct BuildArgs {
     /// Builds of one key share what they have built before
     #[arg(long, value_name = "KEY", default_value = "default")]
     pub cache_key: String,
-    /// Most bytes the cache of a key may take on disk
-    #[arg(long, value_name = "BYTES", value_parser = value::size, default_value = "20g")]
-    pub cache_size: u64,
+    /// Most bytes the cache of a key may take on disk [default: 20g, or all that caches may take if that is less]
+    #[arg(long, value_name = "BYTES", value_parser = value::size)]
+    pub cache_size: Option<u64>,
     /// Look into this cache too: type=registry,ref=NAME or type=local,src=DIR; can be repeated
     #[arg(long, value_name = "CACHE")]
     pub cache_from: Vec<String>,

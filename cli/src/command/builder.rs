@@ -7,10 +7,10 @@ use cloister_builder::Disk;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use crate::args::Global;
 use crate::args::builder::{BuilderCommand, PruneArgs};
-use crate::output;
+use crate::args::{Format, Global};
 use crate::paths::Root;
+use crate::{caches, output};
 
 /// A disk as it is listed.
 #[derive(Debug, Serialize)]
@@ -24,11 +24,23 @@ struct Row {
 
 /// Runs one of the commands.
 pub fn run(global: &Global, command: &BuilderCommand) -> Result<()> {
-    let disks = Disk::all(&Root::find(global)?.caches())?;
+    let folder = Root::find(global)?.caches();
+    let disks = Disk::all(&folder)?;
     match command {
-        BuilderCommand::Du => list(global, &disks),
-        BuilderCommand::Prune(args) => prune(&disks, args),
+        BuilderCommand::Du => list(global, &disks)?,
+        BuilderCommand::Prune(args) => prune(&disks, args)?,
     }
+    if global.output == Format::Json {
+        return Ok(());
+    }
+    let account = caches::bounds()?.account(&folder, &Disk::all(&folder)?)?;
+    output::print(&format!(
+        "{} of {} disks, {} of {}; those in use count with their limit\n",
+        account.disks,
+        account.most_disks,
+        output::bytes(account.bytes),
+        output::bytes(account.most_bytes)
+    ))
 }
 
 fn list(global: &Global, disks: &[Disk]) -> Result<()> {

@@ -39,9 +39,32 @@ fn the_oldest_records_go_before_the_disk_is_full() {
     let unasked = site.lab.run(&["builder", "prune"]).unwrap();
     assert!(!unasked.status.success() && text(&unasked).contains("--force"), "{}", text(&unasked));
     site.lab.ok(&["builder", "prune", "--force", "--key", "other"]).unwrap();
-    assert!(site.lab.root().join("cache/default/0.ext4").exists());
+    assert!(site.lab.root().join("caches/default/0.ext4").exists());
     site.lab.ok(&["builder", "prune", "--force"]).unwrap();
-    assert!(!site.lab.root().join("cache/default/0.ext4").exists());
+    assert!(!site.lab.root().join("caches/default/0.ext4").exists());
+}
+
+#[test]
+fn the_least_recently_used_cache_makes_room_for_another() {
+    let site = Site::new();
+    let context = site.context("small", &[("Dockerfile", "FROM base\nRUN true\n")]);
+    let bounds = site.contexts.path().join("config.toml");
+    fs::write(&bounds, "[caches]\ndisks = 2\nsize = 900\n").unwrap();
+    let build = |key: &str, size: &str| {
+        let mut command = site.command(&context, &["--cache-key", key, "--cache-size", size]);
+        command.env("CLOISTER_CONFIG", &bounds).output().unwrap()
+    };
+    for key in ["one", "two", "three"] {
+        let built = build(key, "400m");
+        assert!(built.status.success(), "{key}: {}", text(&built));
+    }
+    let refused = build("four", "1g");
+    assert!(!refused.status.success() && text(&refused).contains("[caches]"), "{}", text(&refused));
+    let mut du = site.lab.cloister();
+    let du = du.args(["builder", "du"]).env("CLOISTER_CONFIG", &bounds).output().unwrap();
+    let du = String::from_utf8_lossy(&du.stdout).into_owned();
+    assert!(du.contains("two") && du.contains("three") && !du.contains("one "), "{du}");
+    assert!(du.contains("2 of 2 disks") && du.contains("of 900 MiB"), "{du}");
 }
 
 #[test]

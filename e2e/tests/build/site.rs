@@ -97,7 +97,7 @@ impl Site {
     pub fn left(&self, before: &Leftovers) -> Vec<String> {
         let root = self.lab.root();
         let kept =
-            ["blobs", "layers", "locks", "cache", "index.json", "run/.lock"].map(|name| root.join(name));
+            ["blobs", "layers", "locks", "caches", "index.json", "run/.lock"].map(|name| root.join(name));
         let kept = kept.map(|path| path.display().to_string());
         let run = format!("{}/run", root.display());
         let mut new = before.new_since(root, Duration::from_secs(3)).unwrap();

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use cloister_builder::pod::Facts;
+use cloister_builder::pod::{CACHE_BYTES, Facts};
 use cloister_builder::{CacheDisk, Caches, Tail};
 use cloister_image::ImageConfig;
 use cloister_sandbox::{Io, PidNamespace, Root, spec};
@@ -120,9 +120,14 @@ impl Pod {
             let serial = machine.sandbox.plug_scratch(bytes, disks.clone()).await?;
             return Ok(StateDisk { serial, bytes, cache: None });
         };
-        let caches = Caches::new(disks.with_file_name(CACHES), bytes);
+        let caches = Caches::new(disks.with_file_name(CACHES), bytes, self.config.caches);
         let taken = tokio::task::spawn_blocking(move || caches.take(&key)).await.map_err(Failure::other)?;
-        let cache = taken.map_err(Failure::other)?;
+        let cache = taken.map_err(|error| match error {
+            cloister_builder::Error::CacheTooLarge { .. } => {
+                Failure::Invalid(format!("{CACHE_BYTES}: {error}"))
+            }
+            error => Failure::other(error),
+        })?;
         let serial = machine.sandbox.plug_temporary(cache.file().map_err(Failure::other)?).await?;
         Ok(StateDisk { serial, bytes: cache.bytes(), cache: Some(cache) })
     }

@@ -21,7 +21,7 @@ use cloister_build::context::Context;
 use cloister_build::job::{self, Base, Job};
 use cloister_build::output::{Output, Receipt};
 use cloister_build::progress::{self, Event, Style};
-use cloister_builder::{self as builder, Builder, Caches, Settings, State};
+use cloister_builder::{self as builder, Builder, Settings, State};
 use cloister_image::source::archive::{self, Input, Request};
 use cloister_image::{ImageRecord, Reference, Store, import};
 use tokio::sync::mpsc;
@@ -34,7 +34,7 @@ use crate::args::{Format, Global};
 use crate::paths::Root;
 use crate::progress::Shown;
 use crate::signals::Signals;
-use crate::{exit, kernel, output};
+use crate::{caches, exit, kernel, output};
 
 /// What a failed build exits with, as `docker build` does.
 const FAILED: u8 = 1;
@@ -69,7 +69,8 @@ pub async fn run(global: &Global, args: BuildArgs) -> Result<u8> {
     let source = machine::builder_image(&args)?;
     let image = builder::load(&store, &source, &Shown::new())?;
     let bases = bases::open(&store, &inputs, &args)?;
-    let state = State::Cache(Caches::new(root.caches(), args.cache_size).take(&args.cache_key)?);
+    let disk = caches::of(&root, args.cache_size)?.take(&args.cache_key)?;
+    let (disk_bytes, state) = (disk.bytes(), State::Cache(disk));
     parts.add("images", begun.elapsed());
 
     let mut signals = Signals::listen().context("cannot watch signals")?;
@@ -134,7 +135,7 @@ pub async fn run(global: &Global, args: BuildArgs) -> Result<u8> {
             code
         }
         Err((None, error)) => {
-            let told = failure::tell(&builder, &error, args.cache_size, begun).await;
+            let told = failure::tell(&builder, &error, disk_bytes, begun).await;
             builder.stop().await;
             eprintln!("{told}");
             FAILED
