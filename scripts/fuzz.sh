@@ -7,7 +7,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/common.sh
-[ $# -gt 0 ] || set -- tar_layer inflate erofs_reader manifest protocol vsock_header context_patterns build_output
+[ $# -gt 0 ] || set -- tar_layer inflate erofs_reader manifest protocol vsock_header context_patterns build_output source_archive
 
 seconds=${FUZZ_SECONDS:-20}
 triple=$(rustc -vV | sed -n 's/^host: //p')
