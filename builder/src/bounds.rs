@@ -65,7 +65,7 @@ impl Account {
     ///
     /// # Errors
     /// When it is too large, or too much is in use.
-    pub(super) fn room<'a>(mut self, disks: &'a [Disk], bytes: u64) -> Result<Vec<&'a Disk>> {
+    pub(super) fn room(mut self, disks: &[Disk], bytes: u64) -> Result<Vec<&Disk>> {
         if bytes > self.most_bytes || self.most_disks == 0 {
             return Err(Error::CacheTooLarge { bytes, most: self.most_bytes });
         }
