@@ -53,6 +53,9 @@ pub enum Error {
         /// Why not.
         why: String,
     },
+    /// What was built did not arrive whole.
+    #[error(transparent)]
+    Output(#[from] crate::output::OutputError),
     /// A file on our side.
     #[error("{what}: {source}")]
     Io {

@@ -97,19 +97,23 @@ impl Job {
             session = base.offer(number, session, &mut solve);
         }
         session = self.caches.offer(session, &mut solve);
-        let begun = Instant::now();
+        let (mut receipt, begun) = (self.receipt, Instant::now());
         let work = async {
             let connection = connect.await.map_err(|error| Error::Lost(error.to_string()))?;
             BuildKit::connect(connection).await?.solve(&solve, session, events, cancel).await
         };
         let solved = tokio::select! {
             biased;
-            solved = work => solved?,
+            // buildkitd repeats in its own words what we refused; ours say what it was.
+            solved = work => match solved {
+                Err(failed @ Error::Failed(_)) => return Err(receipt.refused().map_or(failed, Error::from)),
+                solved => solved?,
+            },
             reason = lost => return Err(Error::Lost(reason)),
         };
         let took = begun.elapsed();
         let begun = Instant::now();
-        let received = self.receipt.wait().await.map_err(|error| Error::Answer(error.to_string()))?;
+        let received = receipt.wait().await?;
         Ok(Built { solved, received, solve: took, export: begun.elapsed() })
     }
 }

@@ -1,7 +1,10 @@
 //! Why a build did not succeed, in one word for programs.
 
+use std::io::ErrorKind;
+
 use crate::client::Error;
 use crate::network;
+use crate::output::OutputError;
 
 /// What BuildKit says of an image it can't get.
 const IMAGE: [&str; 2] = ["failed to resolve source metadata", "failed to load cache key"];
@@ -41,6 +44,10 @@ pub enum Reason {
     Lost,
     /// The output is not what it should be, or could not be written.
     Output,
+    /// The output has more bytes than are taken.
+    TooLarge,
+    /// The disk that the output goes to is full.
+    NoRoom,
     /// Something else that the same input does again.
     Failed,
 }
@@ -53,6 +60,11 @@ impl Reason {
             Error::Timeout(_) => return Self::Deadline,
             _ if killed => return Self::OutOfMemory,
             Error::OutOfMemory(_) => return Self::OutOfMemory,
+            Error::Output(OutputError::TooLarge(_)) => return Self::TooLarge,
+            Error::Output(OutputError::Write(_, cause)) if cause.kind() == ErrorKind::StorageFull => {
+                return Self::NoRoom;
+            }
+            Error::Output(_) => return Self::Output,
             _ => {}
         }
         let mut words = error.to_string();
@@ -125,6 +137,10 @@ mod tests {
             (Error::Timeout(Duration::ZERO), Reason::Deadline),
             (Error::Lost("no space left on device".to_owned()), Reason::Lost),
             (Error::Answer("odd".to_owned()), Reason::Output),
+            (OutputError::Stalled.into(), Reason::Output),
+            (OutputError::TooLarge(9).into(), Reason::TooLarge),
+            (OutputError::Write("stream".into(), ErrorKind::StorageFull.into()).into(), Reason::NoRoom),
+            (OutputError::Write("stream".into(), ErrorKind::Other.into()).into(), Reason::Output),
         ];
         for (error, expected) in table {
             assert_eq!(Reason::of(&error, false), expected, "{error}");

@@ -82,6 +82,11 @@ impl Output {
 }
 
 impl Receipt {
+    /// Why the output was refused, if it was by now. One that is there is lost by the question.
+    pub(crate) fn refused(&mut self) -> Option<OutputError> {
+        self.0.try_recv().ok()?.err()
+    }
+
     /// Waits until the output is there, or can't come any more.
     pub async fn wait(self) -> Result<Received, OutputError> {
         self.0.await.unwrap_or(Err(OutputError::Missing))

@@ -96,6 +96,7 @@ reasons! {
     NetworkDisabled     false "A RUN step needed the network, which spec.network does not allow."
     OutOfMemory         false "The build needed more memory than its limit."
     OutOfDisk           false "The build needed more disk than its limit."
+    ResultTooLarge      false "The result has more bytes than the build's disk, or than a node takes."
     CacheFull           false "The cache disk is full and nothing on it may be removed."
     DeadlineExceeded    false "An attempt took longer than spec.timeout."
     DigestMismatch      false "What left the guest does not have the digest that it claims."

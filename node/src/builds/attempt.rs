@@ -18,7 +18,7 @@ use super::bases::{Bases, Sources};
 use super::caches::Caches;
 use super::deliver::{self, Delivered, Outputs};
 use super::drive::Driver;
-use super::failure::{Memory, failure, of_build};
+use super::failure::{Memory, RESULT, failure, of_build};
 use super::inputs::Mounts;
 use super::log::{Lines, Log};
 use super::pod::BuildPod;
@@ -33,8 +33,6 @@ const READY: Duration = Duration::from_secs(120);
 const ASK: Duration = Duration::from_secs(2);
 /// How long the last words of a build may take.
 const WORDS: Duration = Duration::from_secs(2);
-/// Most bytes of a result.
-const RESULT: u64 = 64 << 30;
 /// Events of the progress that may wait.
 const EVENTS: usize = 256;
 /// How BuildKit names the step in which the result leaves.

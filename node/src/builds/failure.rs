@@ -11,6 +11,9 @@ use crate::error::Error;
 const MESSAGE: usize = 4096;
 const STEP: usize = 1024;
 
+/// Most bytes of a result, however large the build's disk is.
+pub const RESULT: u64 = 64 << 30;
+
 /// What is known of the machine when a build fails.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Memory {
@@ -54,6 +57,17 @@ pub fn of_build(error: &Build, memory: Memory, disk: u64, network: bool) -> Fail
         Reason::Deadline => (R::DeadlineExceeded, String::new()),
         Reason::Lost => (R::BuilderLost, String::new()),
         Reason::Output => (R::DigestMismatch, String::new()),
+        Reason::TooLarge => {
+            let help = match disk < RESULT {
+                true => format!("the build's disk is {}; raise spec.cache.size: ", mebibytes(disk)),
+                false => format!("a node takes at most {}: ", mebibytes(RESULT)),
+            };
+            (R::ResultTooLarge, help)
+        }
+        Reason::NoRoom => {
+            let help = "this node has no room for the result; free some below the `root` of node.toml, or move it: ";
+            (R::ImportFailed, help.to_owned())
+        }
     };
     let mut failure = failure(reason, format!("{help}{error}"));
     if let Some(known) = error.failure() {
@@ -91,6 +105,7 @@ fn cut(text: &str, max: usize) -> String {
 #[cfg(test)]
 mod tests {
     use cloister_build::client::Failure as Step;
+    use cloister_build::output::OutputError;
 
     use super::*;
 
@@ -110,6 +125,19 @@ mod tests {
         let told = of_build(&error, memory, 1 << 30, false);
         assert_eq!((told.reason, told.memory_peak_bytes), (BuildReason::OutOfMemory, Some(512 << 20)));
         assert!(told.message.contains("512 MiB of 512 MiB"), "{}", told.message);
+    }
+
+    #[test]
+    fn a_result_that_does_not_fit_says_which_knob_to_turn() {
+        let too_large = |disk| of_build(&OutputError::TooLarge(disk).into(), Memory::default(), disk, false);
+        let told = too_large(512 << 20);
+        assert_eq!((told.reason, told.reason.is_retried()), (BuildReason::ResultTooLarge, false));
+        assert!(told.message.contains("512 MiB; raise spec.cache.size"), "{}", told.message);
+        assert!(too_large(RESULT).message.contains("at most 65536 MiB"));
+        let full = OutputError::Write("stream".into(), std::io::ErrorKind::StorageFull.into());
+        let told = of_build(&full.into(), Memory::default(), 1 << 30, false);
+        assert_eq!((told.reason, told.reason.is_retried()), (BuildReason::ImportFailed, true));
+        assert!(told.message.contains("`root` of node.toml"), "{}", told.message);
     }
 
     #[test]

@@ -33,6 +33,8 @@ pub async fn tell(builder: &Builder, error: &Error, disk: u64, begun: Instant) -
             text.push_str(&format!("DiskFull: the build's disk of {disk} is full; see --cache-size: "));
         }
         (Reason::NoNetwork, _) => text.push_str("NoNetwork: steps of a build have no network; builds of a cluster can (kubectl cloister build --network egress): "),
+        (Reason::TooLarge, _) => text.push_str("ResultTooLarge: a result has to fit --cache-size: "),
+        (Reason::NoRoom, _) => text.push_str("DiskFull: no room on this machine, see --root and -o: "),
         (Reason::Deadline, _) => text.push_str("Deadline: "),
         _ => {}
     }
