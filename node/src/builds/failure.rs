@@ -65,7 +65,8 @@ pub fn of_build(error: &Build, memory: Memory, disk: u64, network: bool) -> Fail
             (R::ResultTooLarge, help)
         }
         Reason::NoRoom => {
-            let help = "this node has no room for the result; free some below the `root` of node.toml, or move it: ";
+            let help =
+                "this node has no room for the result; free some below the `root` of node.toml, or move it: ";
             (R::ImportFailed, help.to_owned())
         }
     };
