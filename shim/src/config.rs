@@ -13,6 +13,10 @@ const PATH: &str = "/etc/cloister/config.toml";
 /// Where packages put the guest's kernel.
 const KERNELS: [&str; 2] = ["/usr/local/share/cloister/kernel", "/usr/share/cloister/kernel"];
 
+/// Bytes of `run`, so that a socket in the folder of a pod, whose id has 64 digits, has no longer path than the kernel takes
+/// (`sun_path` of unix(7), less its end).
+const LONGEST_RUN: usize = 107 - "/pods/k8s.io/".len() - 64 - "/builder.sock".len();
+
 /// The file.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -105,6 +109,12 @@ impl Config {
         let config: Self = toml::from_str(text)?;
         if config.default_memory == 0 || config.overhead == 0 || config.default_cpus == 0 {
             bail!("default_memory, overhead and default_cpus can't be 0");
+        }
+        if config.run.as_os_str().len() > LONGEST_RUN {
+            bail!(
+                "run = {:?} is too long for the sockets below it: at most {LONGEST_RUN} bytes",
+                config.run.display()
+            );
         }
         Ok(config)
     }
@@ -232,6 +242,19 @@ mod tests {
         assert_eq!(config.memory(Some(96 * MIB + 1)), 132 * MIB);
         assert_eq!((config.cpus(Some(1)), config.cpus(Some(1001)), config.cpus(Some(90_000))), (1, 2, 4));
         assert!(config.log.json);
+    }
+
+    #[test]
+    fn a_folder_that_is_too_long_for_sockets_is_refused_at_once() {
+        let run = |bytes: usize| Config::parse(&format!("run = \"/{}\"", "r".repeat(bytes - 1)));
+        let config = run(LONGEST_RUN).unwrap();
+        let socket = cloister_builder::pod::socket(&config.folder("k8s.io", &"a".repeat(64)));
+        let folder = tempfile::tempdir().unwrap();
+        // As long as this one is, it binds; the kernel refuses one more.
+        let same = folder.path().join("s".repeat(socket.as_os_str().len() - folder.path().as_os_str().len() - 1));
+        std::os::unix::net::UnixListener::bind(&same).unwrap();
+        assert!(std::os::unix::net::UnixListener::bind(format!("{}s", same.display())).is_err());
+        assert!(run(LONGEST_RUN + 1).unwrap_err().to_string().contains("at most 17 bytes"));
     }
 
     #[test]

@@ -139,7 +139,8 @@ pub struct GitSource {
 #[serde(rename_all = "camelCase")]
 pub struct HttpSource {
     /// Address of the archive, such as "https://example.com/app-1.4.tar.gz".
-    #[schemars(length(max = 2048), regex(pattern = r"^https?://[!-~]+$"))]
+    #[schemars(length(max = 2048), regex(pattern = r"^[a-z]+://[!-~]+$"))]
+    #[x_kube(validation = Rule::new("self.startsWith('https://')").message("must begin with https://"))]
     #[x_kube(validation = no_password())]
     pub url: String,
     /// Digest of the archive as it is downloaded: "sha256:" and 64 hex digits.

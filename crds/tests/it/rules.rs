@@ -51,7 +51,7 @@ fn accepted() -> Vec<Value> {
     vec![
         json!({}),
         source(json!({"inline": null, "configMap": {"name": "files"}})),
-        source(json!({"inline": null, "http": {"url": "http://example.com/a.tar", "checksum": DIGEST}})),
+        source(json!({"inline": null, "http": {"url": "https://example.com/a.tar", "checksum": DIGEST}})),
         source(json!({"inline": null, "oci": {"reference": "team/source:1"}})),
         source(json!({"inline": null, "persistentVolumeClaim": {"claimName": "work"}})),
         source(json!({"inline": null, "upload": {"digest": DIGEST}})),
@@ -125,6 +125,10 @@ fn refused() -> Vec<(&'static str, Value)> {
         (
             password,
             json!({"source": {"inline": null, "http": {"url": "https://a:b@c/d", "checksum": DIGEST}}}),
+        ),
+        (
+            "must begin with https://",
+            json!({"source": {"inline": null, "http": {"url": "http://a/b", "checksum": DIGEST}}}),
         ),
         (password, json!({"network": "Egress", "proxy": {"httpProxy": "http://a:b@c"}})),
         (password, json!({"network": "Egress", "proxy": {"httpsProxy": "http://a@c"}})),

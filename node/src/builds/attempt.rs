@@ -197,7 +197,7 @@ impl Attempt<'_> {
             converter: self.driver.converter.clone(),
             store: self.driver.store.clone(),
             credentials: self.mounts.registries(self.spec)?.into(),
-            certificates: self.mounts.certificates(self.spec)?,
+            certificates: self.mounts.certificates(self.spec, self.work)?,
         };
         let args = solve::args(self.spec);
         let bases = sources.find(&text.unwrap_or_default(), &args, log).await?;

@@ -15,7 +15,7 @@ use cloister_crds::{BaseImage, BuildReason, Failure};
 use cloister_image::source::registry::{DockerConfig, PullOptions, pull};
 use cloister_image::{Digest, Error, LayerFile, Platform, Reference, Silent, Store, export, import};
 
-use super::failure::failure;
+use super::failure::{failure, of_pull};
 use super::log::Log;
 use crate::blocking;
 use crate::containerd::CRI;
@@ -135,20 +135,8 @@ impl Sources {
             offer(&store, &store.open_image(&record.name)?)
         });
         pulled.await.map_err(|error| {
-            let text = error.to_string();
-            let words = text.to_ascii_lowercase();
-            let any = |list: &[&str]| list.iter().any(|word| words.contains(word));
-            let reason = if any(&["401", "403", "unauthorized", "denied", "forbidden"]) {
-                BuildReason::AccessDenied
-            } else if any(&["404", "not found", "no image for", "unknown"]) {
-                BuildReason::BaseImageNotFound
-            } else {
-                BuildReason::RegistryUnavailable
-            };
-            failure(
-                reason,
-                format!("base image {reference} is not on this node, and pulling it failed: {text}"),
-            )
+            let why = format!("base image {reference} is not on this node, and pulling it failed: {error}");
+            failure(of_pull(&error), why)
         })
     }
 }

@@ -29,8 +29,9 @@ use crate::containerd::scope::Scope;
 use crate::differ::convert::Converter;
 use crate::import::{Importer, local};
 
-/// Pauses between two looks at a build that can't be read.
+/// Pauses between two looks at a build that can't be read, or at a pod that is refused; the latter grow up to the second.
 const AGAIN: Duration = Duration::from_secs(1);
+const RARELY: Duration = Duration::from_secs(30);
 /// How long a pod whose machine is gone may take to say why, and how often it is asked.
 const EXPLAINED: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_millis(250);
@@ -66,21 +67,9 @@ pub struct Driver {
 impl Driver {
     /// Drives the attempt of a pod to its end. Dropped, it leaves the machine as it is, and the build in it ends.
     pub async fn drive(&self, pod: &BuildPod) {
-        let name = pod.full_name();
-        let (place, build) = tokio::join!(place::find(&self.pods, &name), self.build(pod));
-        let Some(build) = build else { return };
-        let Place { folder, facts, control } = place;
-        let mounts = Mounts::new(facts.mounts.clone());
-        let spec = match mounts.spec() {
-            Ok(spec) => spec,
-            Err(why) => {
-                return tracing::warn!(pod = pod.full_name(), "not driven: cannot read its spec: {why}");
-            }
-        };
-        match trust::judge(pod, &build, &spec) {
-            Verdict::Trusted(_) => {}
-            Verdict::Over { well } => return end(pod, Some(control), &folder, well).await,
-            Verdict::Refused(why) => return tracing::warn!(pod = pod.full_name(), "not driven: {why}"),
+        let (Place { folder, facts, control }, mounts, spec, well) = self.trusted(pod).await;
+        if let Some(well) = well {
+            return end(pod, Some(control), &folder, well).await;
         }
         // Closed only when the process ends.
         let Ok(_place) = self.places.acquire().await else { return };
@@ -94,6 +83,33 @@ impl Driver {
         drop(running);
         self.metrics.ended(outcome.as_ref().err().map(|failure| failure.reason));
         self.finish(pod, &folder, outcome, status, log).await;
+    }
+
+    /// Waits until the pod is its attempt's: what refuses it now, such as a status that is not written yet, may pass, and
+    /// who drops this when the pod has gone ends it. The last is how the attempt has ended, if it has.
+    async fn trusted(&self, pod: &BuildPod) -> (Place, Mounts, ImageBuildSpec, Option<bool>) {
+        let name = pod.full_name();
+        let (mut pause, mut told) = (AGAIN, String::new());
+        loop {
+            let (place, build) = tokio::join!(place::find(&self.pods, &name), self.build(pod));
+            let mounts = Mounts::new(place.facts.mounts.clone());
+            let why = match (build, mounts.spec()) {
+                (None, _) => "there is no such build".to_owned(),
+                (_, Err(why)) => format!("cannot read its spec: {why}"),
+                (Some(build), Ok(spec)) => match trust::judge(pod, &build, &spec) {
+                    Verdict::Trusted(_) => return (place, mounts, spec, None),
+                    Verdict::Over { well } => return (place, mounts, spec, Some(well)),
+                    Verdict::Refused(why) => why.to_owned(),
+                },
+            };
+            if why != told {
+                tracing::warn!(pod = name, "not driven: {why}");
+                told = why;
+            }
+            drop(place);
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(RARELY);
+        }
     }
 
     #[allow(clippy::too_many_arguments, reason = "the parts of one attempt, each made once")]

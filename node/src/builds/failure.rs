@@ -3,6 +3,7 @@
 use cloister_build::client::Error as Build;
 use cloister_build::job::Reason;
 use cloister_crds::{BuildReason, Failure};
+use cloister_image::Error as Image;
 use cloister_sandbox::printable;
 
 use crate::error::Error;
@@ -92,6 +93,19 @@ pub fn of_import(error: &Error) -> Failure {
     failure(reason, format!("import: {error}"))
 }
 
+/// The reason why an image could not be pulled.
+pub fn of_pull(error: &Error) -> BuildReason {
+    let Error::Image(error) = error else { return BuildReason::ImportFailed };
+    match (error.status(), error) {
+        (Some(401 | 403), _) => BuildReason::AccessDenied,
+        (Some(404), _) => BuildReason::BaseImageNotFound,
+        (_, Image::Registry { .. }) => BuildReason::RegistryUnavailable,
+        (_, Image::Io { .. } | Image::Locked { .. } | Image::Damaged { .. }) => BuildReason::ImportFailed,
+        // What is there is no image, not for this platform, or not what its digest says.
+        _ => BuildReason::BaseImageNotFound,
+    }
+}
+
 fn mebibytes(bytes: u64) -> String {
     format!("{} MiB", bytes >> 20)
 }
@@ -139,6 +153,22 @@ mod tests {
         let told = of_build(&full.into(), Memory::default(), 1 << 30, false);
         assert_eq!((told.reason, told.reason.is_retried()), (BuildReason::ImportFailed, true));
         assert!(told.message.contains("`root` of node.toml"), "{}", told.message);
+    }
+
+    #[test]
+    fn a_failed_pull_is_told_by_what_it_was() {
+        let answer = |status| {
+            let (registry, what, why) = ("r.test".to_owned(), "manifest of 404/401".to_owned(), "no".to_owned());
+            of_pull(&Error::Image(Image::Registry { registry, what, why, status }))
+        };
+        assert_eq!(answer(Some(401)), BuildReason::AccessDenied);
+        assert_eq!(answer(Some(403)), BuildReason::AccessDenied);
+        assert_eq!(answer(Some(404)), BuildReason::BaseImageNotFound);
+        assert_eq!(answer(Some(429)), BuildReason::RegistryUnavailable);
+        assert_eq!(answer(None), BuildReason::RegistryUnavailable);
+        let other = Image::Invalid { subject: "image x".to_owned(), why: "no image for arm64".to_owned() };
+        assert_eq!(of_pull(&Error::Image(other)), BuildReason::BaseImageNotFound);
+        assert_eq!(of_pull(&Error::Died), BuildReason::ImportFailed);
     }
 
     #[test]

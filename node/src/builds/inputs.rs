@@ -15,7 +15,7 @@ use super::failure::failure;
 
 /// Most bytes of the frozen spec; the API server's own limit is less.
 const MAX_SPEC: u64 = 4 << 20;
-/// Most bytes of a Secret's key.
+/// Most bytes of a key of a Secret or ConfigMap.
 const MAX_VALUE: u64 = 1 << 20;
 /// Key of a Secret with docker's credentials.
 const DOCKER: &str = ".dockerconfigjson";
@@ -85,13 +85,19 @@ impl Mounts {
         config.map_err(|error| failure(BuildReason::AccessDenied, format!("{field}: {error}")))
     }
 
-    /// The file with the certificates of `spec.caBundle`.
-    pub fn certificates(&self, spec: &ImageBuildSpec) -> Result<Option<PathBuf>, Failure> {
+    /// The certificates of `spec.caBundle`, in a file of ours in the folder `work`.
+    pub fn certificates(&self, spec: &ImageBuildSpec, work: &Path) -> Result<Option<PathBuf>, Failure> {
         let Some(KeyRef { name, key }) = &spec.ca_bundle else { return Ok(None) };
-        let path = self.0.get(&Path::new("config-maps").join(name)).map(|folder| folder.join(key));
-        let there = path.filter(|path| path.is_file());
-        let missing = || format!("spec.caBundle: ConfigMap {name} has no key {key}");
-        there.map(Some).ok_or_else(|| failure(BuildReason::SecretNotFound, missing()))
+        let missing = |why: &str| {
+            let why = format!("spec.caBundle: ConfigMap {name}, key {key}: {why}");
+            failure(BuildReason::SecretNotFound, why)
+        };
+        let found = self.value(&Path::new("config-maps").join(name), key, MAX_VALUE);
+        let pem = found.map_err(|why| missing(&why))?.ok_or_else(|| missing("it does not exist"))?;
+        let path = work.join("ca-bundle.pem");
+        std::fs::write(&path, pem).map(|()| Some(path)).map_err(|error| {
+            failure(BuildReason::ImportFailed, format!("cannot write the certificates: {error}"))
+        })
     }
 
     fn value(&self, of: &Path, key: &str, limit: u64) -> Result<Option<Vec<u8>>, String> {
@@ -165,6 +171,24 @@ mod tests {
             assert!(mounts.value(Path::new("secrets/s"), key, 9).is_err(), "{key}");
         }
         assert!(mounts.value(Path::new("secrets/s"), "token", 9).unwrap().is_some());
+    }
+
+    #[test]
+    fn certificates_are_read_within_their_folder() {
+        let (folder, mounts) = mounted(&[("ca.crt", "PEM")]);
+        let mounts = Mounts::new([("config-maps/trust".into(), mounts.0[Path::new("secrets/s")].clone())].into());
+        std::os::unix::fs::symlink("/etc/hostname", folder.path().join("out")).unwrap();
+        let work = tempfile::tempdir().unwrap();
+        let certificates = |key: &str| {
+            let mut spec = spec(json!([]));
+            spec.ca_bundle = Some(KeyRef { name: "trust".into(), key: key.into() });
+            mounts.certificates(&spec, work.path())
+        };
+        let file = certificates("ca.crt").unwrap().unwrap();
+        assert_eq!(std::fs::read_to_string(file).unwrap(), "PEM");
+        for key in ["out", "none"] {
+            assert_eq!(certificates(key).unwrap_err().reason, BuildReason::SecretNotFound, "{key}");
+        }
     }
 
     #[test]
