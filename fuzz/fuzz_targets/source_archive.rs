@@ -6,12 +6,19 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
+use cloister_image::source::registry::Reach;
 use cloister_source::Limits;
 use cloister_source::fuzzing::unpack;
 use libfuzzer_sys::fuzz_target;
 
-const LIMITS: Limits =
-    Limits { packed: 1 << 20, bytes: 1 << 20, entries: 64, time: Duration::from_secs(10), plain_http: false };
+const LIMITS: Limits = Limits {
+    packed: 1 << 20,
+    bytes: 1 << 20,
+    entries: 64,
+    time: Duration::from_secs(10),
+    plain_http: false,
+    reach: Reach::BeyondHost,
+};
 
 fuzz_target!(|data: &[u8]| {
     let Some((first, bytes)) = data.split_first() else { return };

@@ -63,6 +63,7 @@ struct File {
     pods: Option<PathBuf>,
     pod_labels: bool,
     fetch_always: bool,
+    local_sources: bool,
     images_address: Option<SocketAddr>,
     tls: Option<PathBuf>,
     snapshotters: Option<Vec<String>>,
@@ -87,6 +88,8 @@ pub struct Config {
     pub pod_labels: bool,
     /// Let containerd fetch layers that are in the store already.
     pub fetch_always: bool,
+    /// Let sources of builds come from this node's loopback and link-local addresses.
+    pub local_sources: bool,
     /// Where other nodes get the images of builds.
     pub images: Option<SocketAddr>,
     /// Folder with the certificates of the nodes.
@@ -127,6 +130,7 @@ impl Args {
             pods: path(self.pods, file.pods, "/run/cloister/pods")?,
             pod_labels: self.pod_labels || file.pod_labels,
             fetch_always: file.fetch_always,
+            local_sources: file.local_sources,
             images,
             tls,
             snapshotters: file.snapshotters.unwrap_or_else(|| vec!["cloister".to_owned()]),

@@ -121,6 +121,28 @@ mod tests {
 
     use super::*;
 
+    /// A row of `docs/metrics.md` for each family, and no other with the prefix.
+    #[test]
+    fn every_series_is_documented() {
+        let metrics = Metrics::new().unwrap();
+        metrics.ended(&Attempt::default());
+        metrics.build_seconds.with_label_values(&["all"]).observe(1.0);
+        for by_kind in [&metrics.errors, &metrics.watch_errors] {
+            by_kind.with_label_values(&["x"]).inc();
+        }
+        metrics.cached.with_label_values(&["x"]).set(1);
+        let families = metrics.registry.gather();
+        let rows = families.iter().map(|family| {
+            let kind = format!("{:?}", family.get_field_type()).to_lowercase();
+            let labels = family.get_metric()[0].get_label().iter().map(|label| format!("`{}`", label.name()));
+            let labels: Vec<String> = labels.collect();
+            format!("| `{}` | {kind} | {} | {} |", family.name(), labels.join(", "), family.help())
+        });
+        let document = include_str!("../../docs/metrics.md");
+        let documented = document.lines().filter(|line| line.starts_with("| `cloister_operator_"));
+        assert_eq!(documented.collect::<Vec<_>>(), rows.collect::<Vec<_>>());
+    }
+
     #[test]
     fn an_ended_attempt_is_counted_by_reason_and_part() {
         let metrics = Metrics::new().unwrap();

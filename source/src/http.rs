@@ -62,7 +62,8 @@ impl Download {
         let certificates = self.trust.file(work)?;
         let (usual, left) = (Timeouts::default(), watch.left()?);
         let timeouts = Timeouts { connect: usual.connect.min(left), read: usual.read.min(left), ..usual };
-        let http = Http::new(certificates.as_ref().map(tempfile::NamedTempFile::path), &timeouts)
+        let certificates = certificates.as_ref().map(tempfile::NamedTempFile::path);
+        let http = Http::reaching(certificates, &timeouts, self.limits.reach)
             .map_err(|error| Error::new(BuildReason::InvalidSpec, format!("spec.caBundle: {error}")))?;
         let mut tries = 1;
         loop {

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use cloister_image::source::registry::Reach;
+
 /// Bounds on one source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
@@ -15,6 +17,8 @@ pub struct Limits {
     pub time: Duration,
     /// Take `http://` too. Only archives: their bytes have a checksum, and no credentials are sent.
     pub plain_http: bool,
+    /// Which servers are asked. Who writes a source is a tenant, who asks for it is the node.
+    pub reach: Reach,
 }
 
 impl Default for Limits {
@@ -25,6 +29,7 @@ impl Default for Limits {
             entries: 500_000,
             time: Duration::from_secs(1800),
             plain_http: false,
+            reach: Reach::BeyondHost,
         }
     }
 }

@@ -114,8 +114,12 @@ pub fn every_series_is_documented_and_lint_free(rig: &Rig) -> Result<()> {
     assert_eq!(pod.once("echo done")?.1, "done\n");
     let page = node::page(rig.lab.root())?;
     let document = std::fs::read_to_string(lab::checkout().join("docs/metrics.md"))?;
-    let mut documented: Vec<&str> =
-        document.lines().filter(|line| line.starts_with("| `cloister_")).collect();
+    // What other processes serve has tests beside its code.
+    let own = |line: &&str| {
+        let others = ["| `cloister_node_builds_", "| `cloister_operator_"];
+        line.starts_with("| `cloister_") && !others.iter().any(|start| line.starts_with(start))
+    };
+    let mut documented: Vec<&str> = document.lines().filter(own).collect();
     documented.sort_unstable();
     let rows = rows(&page);
     assert!(documented == rows, "docs/metrics.md is to say:\n{}", rows.join("\n"));

@@ -10,7 +10,7 @@ use cloister_builder::pod::{self, Facts};
 use cloister_crds::{BaseImage, BuildReason, Failure, ImageBuildSpec, StageName};
 use cloister_image::Digest;
 use cloister_sandbox::{Agent, Connection};
-use cloister_source::Inputs;
+use cloister_source::{Inputs, Limits};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -174,6 +174,7 @@ impl Attempt<'_> {
             mounts: self.mounts.all().clone(),
             ca_bundle: self.spec.ca_bundle.clone(),
             pull_secrets: self.spec.image_pull_secrets.clone(),
+            limits: Limits { reach: self.driver.reach, ..Limits::default() },
             ..Inputs::default()
         };
         if self.spec.source.upload.is_some() {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use cloister_builder::pod::{Control, Facts};
 use cloister_crds::{BuildReason, Failure, ImageBuild, ImageBuildSpec, Sizes};
+use cloister_image::source::registry::Reach;
 use cloister_image::{Platform, Store};
 use k8s_openapi::api::core::v1::Pod;
 use kube::Client;
@@ -62,6 +63,8 @@ pub struct Driver {
     pub places: Arc<Semaphore>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
+    /// Which servers are asked for sources.
+    pub reach: Reach,
 }
 
 impl Driver {

@@ -61,6 +61,23 @@ impl Pages for Metrics {
 mod tests {
     use super::*;
 
+    /// A row of `docs/metrics.md` for each family, and no other with the prefix.
+    #[test]
+    fn every_series_is_documented() {
+        let metrics = Metrics::new().unwrap();
+        metrics.ended(None);
+        let families = metrics.registry.gather();
+        let rows = families.iter().map(|family| {
+            let kind = format!("{:?}", family.get_field_type()).to_lowercase();
+            let labels = family.get_metric()[0].get_label().iter().map(|label| format!("`{}`", label.name()));
+            let labels: Vec<String> = labels.collect();
+            format!("| `{}` | {kind} | {} | {} |", family.name(), labels.join(", "), family.help())
+        });
+        let document = include_str!("../../../docs/metrics.md");
+        let documented = document.lines().filter(|line| line.starts_with("| `cloister_node_builds_"));
+        assert_eq!(documented.collect::<Vec<_>>(), rows.collect::<Vec<_>>());
+    }
+
     #[tokio::test]
     async fn builds_are_counted_by_how_they_ended() {
         let metrics = Metrics::new().unwrap();

@@ -33,6 +33,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use clap::Subcommand;
 use cloister_image::Store;
+use cloister_image::source::registry::Reach;
 use rustix::fs::{FlockOperation, flock};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Semaphore;
@@ -130,6 +131,7 @@ async fn drive(args: Args, config: Config) -> Result<()> {
         uploads: Uploads::new(&config.root),
         places: Arc::new(Semaphore::new(args.parallel.max(1))),
         metrics: metrics.clone(),
+        reach: if config.local_sources { Reach::Anywhere } else { Reach::BeyondHost },
     });
     let (logs, uploads, api) = (driver.logs.clone(), driver.uploads.clone(), client.clone());
     let tidy = async move {

@@ -48,6 +48,15 @@ impl Address {
         Ok(Self { url: url.to_owned(), https, host: host.to_ascii_lowercase() })
     }
 
+    /// Host and port to connect to.
+    pub(super) fn place(&self) -> (&str, u16) {
+        let usual = if self.https { 443 } else { 22 };
+        match self.host.rsplit_once(':').filter(|(_, port)| !port.contains(']')) {
+            Some((host, port)) => (host, port.parse().unwrap_or(usual)),
+            None => (&self.host, usual),
+        }
+    }
+
     /// The repository that a `.gitmodules` of this one names: another address, or a path relative to this one.
     pub(super) fn join(&self, url: &str) -> Result<Self> {
         if !url.starts_with("./") && !url.starts_with("../") {
@@ -97,6 +106,16 @@ mod tests {
         ] {
             let expected = Address { url: url.into(), https, host: host.into() };
             assert_eq!(Address::parse(url).unwrap(), expected);
+        }
+        for (url, host, port) in [
+            ("https://h/a", "h", 443),
+            ("https://h:8443/a", "h", 8443),
+            ("https://[::1]/a", "[::1]", 443),
+            ("https://[::1]:8443/a", "[::1]", 8443),
+            ("ssh://git@h:2222/a", "h", 2222),
+            ("git@h:a", "h", 22),
+        ] {
+            assert_eq!(Address::parse(url).unwrap().place(), (host, port), "{url}");
         }
         for url in [
             "http://example.com/a",

@@ -7,13 +7,15 @@ mod secrets;
 mod submodules;
 
 use std::fs;
+use std::net::IpAddr;
 use std::path::Path;
 
 use cloister_crds::{BuildReason, GitSource};
+use cloister_image::source::registry::Reach;
 use tempfile::TempDir;
 
 use self::address::Address;
-use self::program::{Ended, Program};
+use self::program::{Ended, PROXIES, Program};
 use self::secrets::{Secrets, give};
 use crate::archive::{self, Kind, local};
 use crate::folder::Folder;
@@ -125,6 +127,8 @@ impl Fetch {
             (BuildReason::SourceNotFound, "")
         } else if has(&["is not allowed", "unable to update url base from redirection"]) {
             (BuildReason::SourceInvalid, "")
+        } else if has(&["error: 301", "error: 302", "error: 303", "error: 307", "error: 308"]) {
+            (BuildReason::SourceInvalid, "it redirects, name the address that it leads to: ")
         } else {
             (BuildReason::SourceUnavailable, "")
         };
@@ -138,7 +142,8 @@ impl Repository<'_> {
         let shared = address.shares(&self.fetch.address);
         let none = Secrets::default();
         let secrets = if shared { &self.fetch.secrets } else { &none };
-        let placed = secrets.place(address, &self.fetch.trust, self.program.work)?;
+        let mut placed = secrets.place(address, &self.fetch.trust, self.program.work)?;
+        placed.settings.extend(pin(address, self.fetch.limits.reach)?);
         let run = |depth: &[&str], names: &[&str]| {
             let fixed = [
                 "fetch",
@@ -220,6 +225,32 @@ impl Repository<'_> {
             Error::invalid(why)
         })
     }
+}
+
+/// Settings that keep git to the addresses of a host that may be asked: what its name stands for is looked up here, once, and
+/// a redirect to another one is not followed.
+fn pin(address: &Address, reach: Reach) -> Result<Vec<(String, String)>> {
+    // A proxy asks in its own name, and looks names up itself.
+    if reach == Reach::Anywhere || PROXIES.iter().any(|name| std::env::var_os(name).is_some_and(|set| !set.is_empty())) {
+        return Ok(Vec::new());
+    }
+    let (host, port) = address.place();
+    let addresses = reach.resolve(host, port).map_err(|error| {
+        let why = format!("source.git: {}: {error}", address.url);
+        if error.get_ref().is_some() { Error::invalid(why) } else { Error::unavailable(why) }
+    })?;
+    if !address.https {
+        return Ok(Vec::new());
+    }
+    let text = |address: &std::net::SocketAddr| match address.ip() {
+        IpAddr::V4(v4) => v4.to_string(),
+        IpAddr::V6(v6) => format!("[{v6}]"),
+    };
+    let addresses = addresses.iter().map(text).collect::<Vec<_>>().join(",");
+    let pinned = format!("{host}:{port}:{addresses}");
+    Ok([("http.curloptResolve", pinned), ("http.followRedirects", "false".to_owned())]
+        .map(|(key, value)| (key.to_owned(), value))
+        .into())
 }
 
 /// A commit's whole name, of either hash.

@@ -38,7 +38,7 @@ const SETTINGS: [(&str, &str); 12] = [
     ("submodule.recurse", "false"),
 ];
 /// Variables that are handed on: how this node reaches the world.
-const PROXIES: [&str; 4] = ["https_proxy", "HTTPS_PROXY", "no_proxy", "NO_PROXY"];
+pub(super) const PROXIES: [&str; 4] = ["https_proxy", "HTTPS_PROXY", "no_proxy", "NO_PROXY"];
 
 /// How git is run for one source.
 #[derive(Debug)]

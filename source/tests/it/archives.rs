@@ -1,6 +1,7 @@
 //! `source.http`.
 
-use cloister_crds::{BuildReason, BuildSource, HttpSource, SecretRef};
+use cloister_crds::{BuildReason, BuildSource, GitSource, HttpSource, OciSource, SecretRef};
+use cloister_image::source::registry::Reach;
 use std::os::unix::fs::PermissionsExt;
 
 use crate::server::{Answer, Server};
@@ -108,6 +109,29 @@ async fn what_is_not_the_archive_is_told_apart() {
     let error = site.prepare(&of(missing)).await.unwrap_err();
     assert_eq!(error.reason(), BuildReason::SourceNotFound, "{error}");
     assert_eq!(site.left(), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_is_not_asked_for_at_the_node_itself_unless_told() {
+    let bytes = archive();
+    let server = Server::tls(&[("/a", Answer::Bytes(bytes.clone()))], None);
+    let mut site = Site::new();
+    site.trust(&server.ca);
+    site.inputs.limits.reach = Reach::BeyondHost;
+    let port = server.url.rsplit_once(':').unwrap().1;
+    let oci = OciSource { reference: format!("127.0.0.1:{port}/team/source:1"), ..OciSource::default() };
+    let git = GitSource { url: format!("{}/app.git", server.url), ..GitSource::default() };
+    for other in [
+        of(source(format!("{}/a", server.url), &bytes)),
+        of(source(format!("https://localhost:{port}/a"), &bytes)),
+        BuildSource { oci: Some(oci), ..BuildSource::default() },
+        BuildSource { git: Some(git), ..BuildSource::default() },
+    ] {
+        let error = site.prepare(&other).await.unwrap_err();
+        assert!(error.to_string().contains("this machine's own or link-local"), "{error}");
+        assert!(!error.reason().is_retried(), "{error}");
+    }
+    assert!(server.seen.lock().unwrap().is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use cloister_crds::{BuildSource, KeyRef};
+use cloister_image::source::registry::Reach;
 use cloister_source::{Error, Inputs, Limits, Prepared, prepare};
 
 /// Where a build's files and mounts are.
@@ -16,7 +17,8 @@ impl Site {
     pub fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("work")).unwrap();
-        let limits = Limits { bytes: 64 << 20, packed: 64 << 20, ..Limits::default() };
+        let reach = Reach::Anywhere;
+        let limits = Limits { bytes: 64 << 20, packed: 64 << 20, reach, ..Limits::default() };
         Self { dir, inputs: Inputs { limits, ..Inputs::default() } }
     }
 

@@ -12,6 +12,7 @@ use super::client::{Client, Watch};
 use super::credentials::DockerConfig;
 use super::http::{Http, Timeouts};
 use super::mirror::Mirrors;
+use super::reach::Reach;
 use crate::error::{Error, Result};
 use crate::import::Stop;
 use crate::limits::Limits;
@@ -52,7 +53,8 @@ pub struct Layer {
 }
 
 impl Remote {
-    /// Prepares to ask for a reference, over HTTPS unless `plain_http`, trusting also the certificates of a PEM file.
+    /// Prepares to ask for a reference, over HTTPS unless `plain_http`, within `reach`, trusting also the certificates of
+    /// a PEM file.
     ///
     /// # Errors
     /// The certificates can't be used.
@@ -61,10 +63,11 @@ impl Remote {
         config: Arc<DockerConfig>,
         ca_cert: Option<&Path>,
         plain_http: bool,
+        reach: Reach,
     ) -> Result<Self> {
         let timeouts = Timeouts::default();
         let client = Client {
-            http: Http::new(ca_cert, &timeouts)?,
+            http: Http::reaching(ca_cert, &timeouts, reach)?,
             config,
             endpoints: Mirrors::default().endpoints(reference, plain_http)?,
             repository: reference.repository().to_owned(),

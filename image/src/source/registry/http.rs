@@ -6,9 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ureq::http::{Response, Uri};
+use ureq::unversioned::transport::DefaultConnector;
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig};
 use ureq::{Agent, Body};
 
+use super::reach::{Lookup, Reach};
 use crate::error::{Error, IoContext, Result};
 
 /// Redirects followed for one request.
@@ -80,11 +82,19 @@ pub struct Request<'a> {
 }
 
 impl Http {
-    /// Trusts the system's certificates and those of a PEM file.
+    /// Trusts the system's certificates and those of a PEM file, and asks any server.
     ///
     /// # Errors
     /// A file can't be read, or holds no certificate.
     pub fn new(ca_cert: Option<&Path>, timeouts: &Timeouts) -> Result<Self> {
+        Self::reaching(ca_cert, timeouts, Reach::Anywhere)
+    }
+
+    /// The same, for servers within `reach`, whatever names and redirects stand for them.
+    ///
+    /// # Errors
+    /// As for [`Http::new`].
+    pub fn reaching(ca_cert: Option<&Path>, timeouts: &Timeouts, reach: Reach) -> Result<Self> {
         let mut roots = system_roots()?;
         if let Some(path) = ca_cert {
             let own = read_bundle(path)?;
@@ -111,7 +121,8 @@ impl Http {
             .timeout_per_write(Some(timeouts.read))
             .max_response_header_size(64 << 10)
             .build();
-        Ok(Self { agent: config.new_agent() })
+        let agent = Agent::with_parts(config, DefaultConnector::default(), Lookup::new(reach));
+        Ok(Self { agent })
     }
 
     /// Performs a request and follows redirects.
@@ -265,6 +276,39 @@ mod tests {
             .send(&Request { url: "http://127.0.0.1:1/token", plain_http: true, ..Request::default() })
             .unwrap_err();
         assert!(failure.transient, "{}", failure.why);
+    }
+
+    /// Answers one request with a redirect; the address it listens on.
+    fn redirects(listener: std::net::TcpListener, to: String) -> std::thread::JoinHandle<()> {
+        std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut header = [0; 4096];
+            let _ = stream.read(&mut header).unwrap();
+            let answer = format!("HTTP/1.1 302 Found\r\nlocation: {to}\r\ncontent-length: 0\r\n\r\n");
+            std::io::Write::write_all(&mut stream, answer.as_bytes()).unwrap();
+        })
+    }
+
+    #[test]
+    fn beyond_the_host_neither_names_nor_redirects_lead_back_to_it() {
+        let http = Http::reaching(None, &Timeouts::default(), Reach::BeyondHost).unwrap();
+        let own = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        own.set_nonblocking(true).unwrap();
+        let url = format!("http://localhost:{}/", own.local_addr().unwrap().port());
+        let asked = |url: &str| http.send(&Request { url, plain_http: true, ..Request::default() }).unwrap_err();
+        let failure = asked(&url);
+        assert!(failure.why.contains("this machine's own") && !failure.transient, "{}", failure.why);
+
+        // An address that is not loopback: no packet is sent to find it.
+        let probe = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+        probe.connect("192.0.2.1:9").unwrap();
+        let other = std::net::TcpListener::bind((probe.local_addr().unwrap().ip(), 0)).unwrap();
+        let from = format!("http://{}/", other.local_addr().unwrap());
+        let served = redirects(other, url);
+        let failure = asked(&from);
+        served.join().unwrap();
+        assert!(failure.why.contains("localhost is this machine's own"), "{}", failure.why);
+        assert!(own.accept().is_err(), "it was connected to");
     }
 
     #[test]

@@ -15,6 +15,7 @@ mod credentials;
 pub mod http;
 mod mirror;
 mod push;
+mod reach;
 mod retry;
 mod upload;
 
@@ -40,6 +41,7 @@ pub use self::credentials::{Credentials, DockerConfig};
 pub use self::http::Timeouts;
 pub use self::mirror::Mirrors;
 pub use self::push::{Blobs, PushOptions, push};
+pub use self::reach::Reach;
 
 const ACCEPT: &str = "application/vnd.oci.image.index.v1+json, application/vnd.docker.distribution.manifest.list.v2+json, \
     application/vnd.oci.image.manifest.v1+json, application/vnd.docker.distribution.manifest.v2+json";
