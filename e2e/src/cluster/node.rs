@@ -10,7 +10,7 @@ use super::{Cluster, Daemon, kubelet, network};
 use crate::cell::wait_for;
 use crate::containerd::config::Subnets;
 use crate::containerd::{Containerd, Version};
-use crate::pod_images::PAUSE;
+use crate::pod_images::{BUSYBOX, PAUSE};
 use crate::traces::Traces;
 
 /// How long a kubelet may take until its node is ready.
@@ -26,6 +26,18 @@ pub struct Node {
 }
 
 impl Cluster {
+    /// Starts the controllers and a node of each containerd version, `one` and `two`, with busybox.
+    pub fn two_nodes(&self) -> Result<Vec<Node>> {
+        self.start_controllers()?;
+        let node = |name, version| self.node(name, version, &[BUSYBOX]);
+        std::thread::scope(|scope| {
+            let second = scope.spawn(|| node("two", Version::V1_7));
+            let first = node("one", Version::V2_1);
+            let second = second.join().unwrap_or_else(|_| Err(anyhow::anyhow!("the start of a node panicked")));
+            Ok(vec![first?, second?])
+        })
+    }
+
     /// Adds a node with this containerd, on which these images are, and waits until it is ready. The controllers have
     /// to run.
     pub fn node(&self, name: &str, version: Version, images: &[&str]) -> Result<Node> {

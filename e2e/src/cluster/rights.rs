@@ -1,5 +1,7 @@
 //! What the programs of Cloister may do in a cluster: the tables of their documents, for users of the lab.
 
+use std::path::PathBuf;
+
 use anyhow::Result;
 use serde_json::{Value, json};
 
@@ -35,7 +37,33 @@ fn node() -> Vec<Value> {
     ]
 }
 
+/// The rules of a user of `kubectl cloister`: the table of `docs/kubectl.md`.
+fn developer() -> Vec<Value> {
+    vec![
+        rule("cloister.dev", "imagebuilds", &["get", "create", "patch", "watch", "list"]),
+        rule("", "pods", &["get"]),
+        rule("", "pods/log", &["get"]),
+        // Attaching over a WebSocket begins with a GET, which API servers before 1.35 take for the verb.
+        rule("", "pods/attach", &["get", "create"]),
+        rule("", "secrets", &["create"]),
+    ]
+}
+
 impl Cluster {
+    /// The kubeconfig of somebody who builds in the namespace `default`, and may do nothing else.
+    pub fn developer(&self) -> Result<PathBuf> {
+        let (version, group) = ("rbac.authorization.k8s.io/v1", "rbac.authorization.k8s.io");
+        let items = json!([
+            {"apiVersion": version, "kind": "Role", "metadata": {"name": "dev", "namespace": "default"},
+                "rules": developer()},
+            {"apiVersion": version, "kind": "RoleBinding", "metadata": {"name": "dev", "namespace": "default"},
+                "roleRef": {"apiGroup": group, "kind": "Role", "name": "dev"},
+                "subjects": [{"apiGroup": group, "kind": "User", "name": "dev"}]},
+        ]);
+        self.apply(&json!({"apiVersion": "v1", "kind": "List", "items": items}).to_string())?;
+        self.kubeconfig_of("dev", &[])
+    }
+
     /// Gives the user `operator` and the group `cloister-nodes` the rights of these programs.
     pub fn grant_rights(&self) -> Result<()> {
         let (version, group) = ("rbac.authorization.k8s.io/v1", "rbac.authorization.k8s.io");

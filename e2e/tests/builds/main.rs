@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests are tests")]
 
 mod ends;
+mod kubectl;
 mod life;
 mod many;
 mod outputs;

@@ -6,8 +6,6 @@ use anyhow::{Context, Result, ensure};
 use cloister_e2e::Cluster;
 use cloister_e2e::cell::wait_for;
 use cloister_e2e::cluster::{Builds, Node};
-use cloister_e2e::containerd::Version;
-use cloister_e2e::pod_images::BUSYBOX;
 use serde_json::{Value, json};
 
 /// How long a build may take from its object to its end, kubelets and emulated guests included.
@@ -26,13 +24,7 @@ pub struct Site {
 /// Runs a test with a node of each containerd version, `one` and `two`; on failure the logs are printed.
 pub fn with_site(operator: &[&str], test: impl FnOnce(&Site) -> Result<()>) {
     let cluster = Cluster::control_plane().unwrap();
-    cluster.start_controllers().unwrap();
-    let node = |name, version| cluster.node(name, version, &[BUSYBOX]);
-    let nodes = std::thread::scope(|scope| {
-        let second = scope.spawn(|| node("two", Version::V1_7));
-        [node("one", Version::V2_1), second.join().unwrap()]
-    });
-    let nodes = nodes.into_iter().collect::<Result<Vec<Node>>>().unwrap();
+    let nodes = cluster.two_nodes().unwrap();
     let builds = Builds::start(&cluster, &nodes, operator).unwrap();
     let site = Site { builds, nodes, cluster };
     if let Err(error) = test(&site) {

@@ -7,7 +7,6 @@ use anyhow::Result;
 use cloister_e2e::Cluster;
 use cloister_e2e::cell::wait_for;
 use cloister_e2e::cluster::Node;
-use cloister_e2e::containerd::Version;
 use cloister_e2e::pod_images::BUSYBOX;
 
 /// How long a microVM and a kubelet may take until a pod is ready, for kubectl.
@@ -20,13 +19,7 @@ pub const GONE: Duration = Duration::from_secs(30);
 /// Runs a test with a node of each containerd version, `one` and `two`; on failure the logs are printed.
 pub fn with_nodes(test: impl FnOnce(&Cluster, &[Node]) -> Result<()>) {
     let cluster = Cluster::control_plane().unwrap();
-    cluster.start_controllers().unwrap();
-    let node = |name, version| cluster.node(name, version, &[BUSYBOX]);
-    let nodes = std::thread::scope(|scope| {
-        let second = scope.spawn(|| node("two", Version::V1_7));
-        [node("one", Version::V2_1), second.join().unwrap()]
-    });
-    let outcome = nodes.into_iter().collect::<Result<Vec<Node>>>().and_then(|nodes| {
+    let outcome = cluster.two_nodes().and_then(|nodes| {
         let outcome = test(&cluster, &nodes);
         if outcome.is_err() {
             nodes.iter().for_each(Node::print_logs);

@@ -9,31 +9,11 @@ use std::time::Duration;
 use cloister_crds::ImageBuild;
 use cloister_e2e::lab::target_dir;
 use rustix::process::{Pid, Signal, kill_process};
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::process::{Child, Command};
 
 use crate::kubelet::{self, Does, Kubelet};
 use crate::site::{Site, until, words};
-
-/// The user's rights: the table of `docs/kubectl.md`.
-fn rights() -> Value {
-    let rule = |group: &str, resource: &str, verbs: &[&str]| json!({"apiGroups": [group], "resources": [resource], "verbs": verbs});
-    let rules = [
-        rule("cloister.dev", "imagebuilds", &["get", "create", "patch", "watch", "list"]),
-        rule("", "pods", &["get"]),
-        rule("", "pods/log", &["get"]),
-        // Attaching over a WebSocket begins with a GET, which API servers before 1.35 take for the verb.
-        rule("", "pods/attach", &["get", "create"]),
-        rule("", "secrets", &["create"]),
-    ];
-    let (version, group) = ("rbac.authorization.k8s.io/v1", "rbac.authorization.k8s.io");
-    json!({"apiVersion": "v1", "kind": "List", "items": [
-        {"apiVersion": version, "kind": "Role", "metadata": {"name": "dev", "namespace": "default"}, "rules": rules},
-        {"apiVersion": version, "kind": "RoleBinding", "metadata": {"name": "dev", "namespace": "default"},
-            "roleRef": {"apiGroup": group, "kind": "Role", "name": "dev"},
-            "subjects": [{"apiGroup": group, "kind": "User", "name": "dev"}]},
-    ]})
-}
 
 /// A developer at a terminal.
 struct Dev {
@@ -86,10 +66,9 @@ fn interrupt(child: &Child) {
 #[tokio::test]
 async fn a_user_builds_with_kubectl() {
     let site = Site::new(&["default"]).await;
-    site.cluster.apply(&rights().to_string()).unwrap();
     let operator = site.operator("alone", &[]);
     let node = Kubelet::start(site.client.clone(), Does::Builds(0));
-    let kubeconfig = site.cluster.kubeconfig_of("dev", &[]).unwrap();
+    let kubeconfig = site.cluster.developer().unwrap();
     let folder = tempfile::tempdir().unwrap();
     let dev = Dev { site, node, kubeconfig, folder };
     dev.write("Dockerfile", "FROM scratch\n");

@@ -80,7 +80,7 @@ pub async fn run(global: &Global, args: BuildArgs) -> Result<u8> {
     let settings = Settings { machine: config, memory_bytes: args.memory, state, deadline: READY };
     let started = tokio::select! {
         started = Builder::start(settings, image) => started,
-        code = interrupted(&mut signals) => {
+        code = signals.interrupted() => {
             eprintln!("cloister: build canceled");
             return Ok(code);
         }
@@ -99,7 +99,7 @@ pub async fn run(global: &Global, args: BuildArgs) -> Result<u8> {
         loop {
             tokio::select! {
                 built = &mut building => break built.map_err(|error| (code, error)),
-                number = interrupted(&mut signals), if code.is_none() => {
+                number = signals.interrupted(), if code.is_none() => {
                     code = Some(number);
                     cancel.cancel();
                 }
@@ -146,16 +146,6 @@ pub async fn run(global: &Global, args: BuildArgs) -> Result<u8> {
     }
     drop(place);
     Ok(finished)
-}
-
-/// The exit code of the next signal that ends a build.
-async fn interrupted(signals: &mut Signals) -> u8 {
-    loop {
-        let number = signals.next().await;
-        if matches!(number, libc::SIGINT | libc::SIGTERM | libc::SIGHUP | libc::SIGQUIT) {
-            return exit::of_signal(number);
-        }
-    }
 }
 
 /// What came of a build.
