@@ -251,7 +251,8 @@ mod tests {
         let socket = cloister_builder::pod::socket(&config.folder("k8s.io", &"a".repeat(64)));
         let folder = tempfile::tempdir().unwrap();
         // As long as this one is, it binds; the kernel refuses one more.
-        let same = folder.path().join("s".repeat(socket.as_os_str().len() - folder.path().as_os_str().len() - 1));
+        let same =
+            folder.path().join("s".repeat(socket.as_os_str().len() - folder.path().as_os_str().len() - 1));
         std::os::unix::net::UnixListener::bind(&same).unwrap();
         assert!(std::os::unix::net::UnixListener::bind(format!("{}s", same.display())).is_err());
         assert!(run(LONGEST_RUN + 1).unwrap_err().to_string().contains("at most 17 bytes"));

@@ -1,20 +1,20 @@
 //! A folder that is filled with what an archive says. Every name is made in a folder that was opened beneath this one
 //! through no link, so that nothing leads out of it, whatever the archive holds.
 
-use std::ffi::CStr;
+mod names;
+
 use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Timespec, Timestamps, XattrFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
+pub(crate) use self::names::Attributes;
+use self::names::{BENEATH, FOLDER, clear, finish, kind, remove, times};
 use crate::archive::local;
 use crate::{Error, Limits, Result};
 
-const BENEATH: ResolveFlags =
-    ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_MAGICLINKS);
-const FOLDER: OFlags = OFlags::DIRECTORY.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 /// Most folders within each other: a context takes no more.
 const MAX_DEPTH: usize = cloister_build::context::MAX_DEPTH;
 /// Longest part of a path, and longest target of a link, in bytes.
@@ -26,18 +26,6 @@ const MAX_NAMES: usize = 64 << 20;
 const IMPLIED: u32 = 0o755;
 const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
-
-/// What a file gets when its bytes are there.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Attributes {
-    /// Permissions, with set-user-ID, set-group-ID and sticky.
-    pub(crate) mode: u32,
-    /// Time of change since 1970.
-    pub(crate) seconds: i64,
-    pub(crate) nanoseconds: u32,
-    /// Extended attributes; only those that a context sends are kept.
-    pub(crate) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
-}
 
 /// Where an entry belongs.
 #[derive(Debug)]
@@ -274,54 +262,4 @@ impl Folder {
         }
         Ok(folder)
     }
-}
-
-fn times(last: &Attributes) -> Timestamps {
-    let time = Timespec { tv_sec: last.seconds, tv_nsec: last.nanoseconds.into() };
-    Timestamps { last_access: time, last_modification: time }
-}
-
-fn finish(file: impl AsFd, last: &Attributes) -> rustix::io::Result<()> {
-    for (name, value) in &last.xattrs {
-        if name.starts_with(b"user.") || name == b"security.capability" {
-            match rustix::fs::fsetxattr(&file, name.as_slice(), value, XattrFlags::empty()) {
-                // Not every file system has them, and not everyone may set them.
-                Ok(()) | Err(Errno::OPNOTSUPP | Errno::PERM) => {}
-                Err(error) => return Err(error),
-            }
-        }
-    }
-    rustix::fs::fchmod(&file, Mode::from_raw_mode(last.mode & 0o7777))?;
-    rustix::fs::futimens(&file, &times(last))
-}
-
-fn kind(folder: impl AsFd, name: &[u8]) -> rustix::io::Result<Option<FileType>> {
-    match rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW) {
-        Ok(stat) => Ok(Some(FileType::from_raw_mode(stat.st_mode))),
-        Err(Errno::NOENT) => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
-/// Removes what has this name, with all that is in it. It is no deeper than [`MAX_DEPTH`].
-fn remove(folder: impl AsFd, name: &[u8]) -> rustix::io::Result<()> {
-    match kind(&folder, name)? {
-        None => Ok(()),
-        Some(FileType::Directory) => {
-            clear(&rustix::fs::openat2(&folder, name, FOLDER, Mode::empty(), BENEATH)?)?;
-            rustix::fs::unlinkat(folder, name, AtFlags::REMOVEDIR)
-        }
-        Some(_) => rustix::fs::unlinkat(folder, name, AtFlags::empty()),
-    }
-}
-
-fn clear(folder: &OwnedFd) -> rustix::io::Result<()> {
-    for entry in Dir::read_from(folder)? {
-        let entry = entry?;
-        let name: &CStr = entry.file_name();
-        if name != c"." && name != c".." {
-            remove(folder, name.to_bytes())?;
-        }
-    }
-    Ok(())
 }

@@ -54,8 +54,14 @@ impl Pull {
         let certificates = self.trust.file(work)?;
         let path = certificates.as_ref().map(tempfile::NamedTempFile::path);
         let failed = |error| self.failed(&error);
-        let remote = Remote::new(&self.reference, self.config.clone(), path, self.limits.plain_http, self.limits.reach)
-            .map_err(failed)?;
+        let remote = Remote::new(
+            &self.reference,
+            self.config.clone(),
+            path,
+            self.limits.plain_http,
+            self.limits.reach,
+        )
+        .map_err(failed)?;
         let artifact = remote.artifact().map_err(failed)?;
         let total = artifact.layers.iter().fold(0_u64, |sum, layer| sum.saturating_add(layer.blob.size));
         if total > self.limits.packed {

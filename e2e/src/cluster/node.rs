@@ -33,7 +33,8 @@ impl Cluster {
         std::thread::scope(|scope| {
             let second = scope.spawn(|| node("two", Version::V1_7));
             let first = node("one", Version::V2_1);
-            let second = second.join().unwrap_or_else(|_| Err(anyhow::anyhow!("the start of a node panicked")));
+            let second =
+                second.join().unwrap_or_else(|_| Err(anyhow::anyhow!("the start of a node panicked")));
             Ok(vec![first?, second?])
         })
     }

@@ -24,7 +24,8 @@ fn a_folder_becomes_an_image_of_every_node() {
         let kubeconfig = site.cluster.developer()?;
         let folder = tempfile::tempdir()?;
         let context = folder.path();
-        let dockerfile = "FROM lab.test/busybox:1\nCOPY . /files\nRUN cat /files/word >/said\nCMD [\"cat\", \"/said\"]\n";
+        let dockerfile =
+            "FROM lab.test/busybox:1\nCOPY . /files\nRUN cat /files/word >/said\nCMD [\"cat\", \"/said\"]\n";
         fs::write(context.join("Dockerfile"), dockerfile)?;
         fs::write(context.join(".dockerignore"), "big\n")?;
         fs::write(context.join("word"), "first\n")?;

@@ -158,7 +158,8 @@ mod tests {
     #[test]
     fn a_failed_pull_is_told_by_what_it_was() {
         let answer = |status| {
-            let (registry, what, why) = ("r.test".to_owned(), "manifest of 404/401".to_owned(), "no".to_owned());
+            let (registry, what, why) =
+                ("r.test".to_owned(), "manifest of 404/401".to_owned(), "no".to_owned());
             of_pull(&Error::Image(Image::Registry { registry, what, why, status }))
         };
         assert_eq!(answer(Some(401)), BuildReason::AccessDenied);

@@ -176,7 +176,8 @@ mod tests {
     #[test]
     fn certificates_are_read_within_their_folder() {
         let (folder, mounts) = mounted(&[("ca.crt", "PEM")]);
-        let mounts = Mounts::new([("config-maps/trust".into(), mounts.0[Path::new("secrets/s")].clone())].into());
+        let mounts =
+            Mounts::new([("config-maps/trust".into(), mounts.0[Path::new("secrets/s")].clone())].into());
         std::os::unix::fs::symlink("/etc/hostname", folder.path().join("out")).unwrap();
         let work = tempfile::tempdir().unwrap();
         let certificates = |key: &str| {

@@ -3,6 +3,7 @@
 pub mod chain;
 pub mod disk;
 mod filter;
+mod index;
 pub mod record;
 pub mod service;
 pub mod state;

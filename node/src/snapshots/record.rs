@@ -6,6 +6,8 @@ use std::time::SystemTime;
 use cloister_image::Digest;
 use serde::{Deserialize, Serialize};
 
+use crate::error::{Error, Result};
+
 /// The label by which containerd says what a snapshot will be once it is committed: a chain ID.
 pub const TARGET: &str = "containerd.io/snapshot.ref";
 
@@ -78,6 +80,30 @@ pub struct Record {
 }
 
 impl Record {
+    /// The same with other labels: those named by `paths` (`labels` or `labels.KEY`), all if there are none.
+    ///
+    /// # Errors
+    /// When another field is named.
+    pub fn relabelled(&self, labels: BTreeMap<String, String>, paths: &[String]) -> Result<Self> {
+        let mut record = Self { updated: Time::now(), ..self.clone() };
+        if paths.is_empty() {
+            record.labels = labels.clone();
+        }
+        for path in paths {
+            if path == "labels" {
+                record.labels = labels.clone();
+            } else if let Some(key) = path.strip_prefix("labels.") {
+                match labels.get(key) {
+                    Some(value) => record.labels.insert(key.to_owned(), value.clone()),
+                    None => record.labels.remove(key),
+                };
+            } else {
+                return Err(Error::Invalid(format!("field {path} of a snapshot cannot be changed")));
+            }
+        }
+        Ok(record)
+    }
+
     /// The key as the client of containerd chose it.
     pub fn key(&self) -> &str {
         client_key(&self.name).1

@@ -3,7 +3,7 @@
 //! Disk work happens under the lock. It is a few small files for each call, and containerd itself changes its database
 //! under one lock, with a sync of its own, around every call.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -12,6 +12,7 @@ use cloister_image::{Digest, LayerFile, Store};
 use super::chain::{chain_id, completing};
 use super::disk::Disk;
 use super::filter::Filter;
+use super::index::{Entry, Index};
 use super::record::{Kind, Record, TARGET, Time};
 use crate::error::{Error, Result};
 
@@ -50,34 +51,12 @@ pub struct State {
     index: Mutex<Index>,
 }
 
-#[derive(Debug, Default)]
-struct Index {
-    by_name: HashMap<String, Entry>,
-    next_id: u64,
-}
-
-#[derive(Debug)]
-struct Entry {
-    id: u64,
-    record: Record,
-    children: usize,
-}
-
 impl State {
     /// Reads what is on disk and makes good what a killed daemon left.
     pub fn open(root: &Path, store: Store, skip: bool) -> Result<Self> {
         let disk = Disk::open(root, store.root())?;
         let (records, next_id) = disk.load()?;
-        let mut index = Index { next_id, ..Index::default() };
-        for (id, record) in records {
-            index.by_name.insert(record.name.clone(), Entry { id, record, children: 0 });
-        }
-        let parents: Vec<String> = index.by_name.values().map(|entry| entry.record.parent.clone()).collect();
-        for parent in parents {
-            if let Some(entry) = index.by_name.get_mut(&parent) {
-                entry.children += 1;
-            }
-        }
+        let index = Index::of(records, next_id);
         for layer in index.needed() {
             match store.open_layer(&layer)? {
                 Some(layer) => store.hold(&layer, OWNER)?,
@@ -156,13 +135,8 @@ impl State {
     }
 
     fn insert(&self, index: &mut Index, record: Record, layers: Option<&[Digest]>) -> Result<()> {
-        let id = index.next_id;
-        self.disk.publish(id, &record, layers)?;
-        index.next_id += 1;
-        if let Some(parent) = index.by_name.get_mut(&record.parent) {
-            parent.children += 1;
-        }
-        index.by_name.insert(record.name.clone(), Entry { id, record, children: 0 });
+        self.disk.publish(index.next_id, &record, layers)?;
+        index.add(record);
         Ok(())
     }
 
@@ -266,11 +240,7 @@ impl State {
 
     fn take_out(&self, index: &mut Index, name: &str) -> Result<()> {
         self.disk.hide(index.get(name)?.id)?;
-        if let Some(Entry { record, .. }) = index.by_name.remove(name)
-            && let Some(parent) = index.by_name.get_mut(&record.parent)
-        {
-            parent.children -= 1;
-        }
+        index.remove(name);
         Ok(())
     }
 
@@ -313,22 +283,7 @@ impl State {
     pub fn update(&self, name: &str, labels: BTreeMap<String, String>, paths: &[String]) -> Result<Record> {
         let mut index = self.lock();
         let entry = index.get_mut(name)?;
-        let mut record = Record { updated: Time::now(), ..entry.record.clone() };
-        if paths.is_empty() {
-            record.labels = labels.clone();
-        }
-        for path in paths {
-            if path == "labels" {
-                record.labels = labels.clone();
-            } else if let Some(key) = path.strip_prefix("labels.") {
-                match labels.get(key) {
-                    Some(value) => record.labels.insert(key.to_owned(), value.clone()),
-                    None => record.labels.remove(key),
-                };
-            } else {
-                return Err(Error::Invalid(format!("field {path} of a snapshot cannot be changed")));
-            }
-        }
+        let record = entry.record.relabelled(labels, paths)?;
         self.disk.rewrite(entry.id, &record)?;
         entry.record = record.clone();
         Ok(record)
@@ -367,48 +322,5 @@ impl State {
             .filter(|record| filters.is_empty() || filters.iter().any(|filter| filter.matches(record)))
             .cloned()
             .collect()
-    }
-}
-
-impl Index {
-    fn get(&self, name: &str) -> Result<&Entry> {
-        self.by_name.get(name).ok_or_else(|| Error::NotFound(format!("snapshot {name}")))
-    }
-
-    fn get_mut(&mut self, name: &str) -> Result<&mut Entry> {
-        self.by_name.get_mut(name).ok_or_else(|| Error::NotFound(format!("snapshot {name}")))
-    }
-
-    /// A committed snapshot that is what `wanted` is to become.
-    fn find_target(&self, wanted: &Record) -> Option<&Entry> {
-        let target = wanted.labels.get(TARGET);
-        self.by_name.values().find(|entry| {
-            entry.record.kind == Kind::Committed
-                && entry.record.parent == wanted.parent
-                && entry.record.labels.get(TARGET) == target
-        })
-    }
-
-    /// Diff IDs from the lowest layer up to and with the committed snapshot `name`, or up to what it stands on.
-    fn layers(&self, name: &str) -> Result<Vec<Digest>> {
-        let mut layers = Vec::new();
-        let mut at = name;
-        while !at.is_empty() {
-            let record = &self.get(at)?.record;
-            if record.kind == Kind::Committed {
-                layers.extend(record.layer);
-            }
-            at = &record.parent;
-        }
-        layers.reverse();
-        Ok(layers)
-    }
-
-    fn needs(&self, layer: &Digest) -> bool {
-        self.by_name.values().any(|entry| entry.record.layer.as_ref() == Some(layer))
-    }
-
-    fn needed(&self) -> HashSet<Digest> {
-        self.by_name.values().filter_map(|entry| entry.record.layer).collect()
     }
 }

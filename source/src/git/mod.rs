@@ -231,7 +231,9 @@ impl Repository<'_> {
 /// a redirect to another one is not followed.
 fn pin(address: &Address, reach: Reach) -> Result<Vec<(String, String)>> {
     // A proxy asks in its own name, and looks names up itself.
-    if reach == Reach::Anywhere || PROXIES.iter().any(|name| std::env::var_os(name).is_some_and(|set| !set.is_empty())) {
+    if reach == Reach::Anywhere
+        || PROXIES.iter().any(|name| std::env::var_os(name).is_some_and(|set| !set.is_empty()))
+    {
         return Ok(Vec::new());
     }
     let (host, port) = address.place();

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ureq::http::{Response, Uri};
-use ureq::unversioned::transport::DefaultConnector;
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig};
+use ureq::unversioned::transport::DefaultConnector;
 use ureq::{Agent, Body};
 
 use super::reach::{Lookup, Reach};
@@ -295,7 +295,8 @@ mod tests {
         let own = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         own.set_nonblocking(true).unwrap();
         let url = format!("http://localhost:{}/", own.local_addr().unwrap().port());
-        let asked = |url: &str| http.send(&Request { url, plain_http: true, ..Request::default() }).unwrap_err();
+        let asked =
+            |url: &str| http.send(&Request { url, plain_http: true, ..Request::default() }).unwrap_err();
         let failure = asked(&url);
         assert!(failure.why.contains("this machine's own") && !failure.transient, "{}", failure.why);
 

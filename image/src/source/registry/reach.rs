@@ -105,8 +105,20 @@ mod tests {
     #[test]
     fn addresses_of_the_host_and_its_link_are_told_however_they_are_written() {
         for own in [
-            "127.0.0.1", "127.9.9.9", "0.0.0.0", "0.1.2.3", "169.254.169.254", "255.255.255.255", "224.0.0.1",
-            "::1", "::", "fe80::1", "ff02::1", "::ffff:127.0.0.1", "::ffff:169.254.169.254", "64:ff9b::7f00:1",
+            "127.0.0.1",
+            "127.9.9.9",
+            "0.0.0.0",
+            "0.1.2.3",
+            "169.254.169.254",
+            "255.255.255.255",
+            "224.0.0.1",
+            "::1",
+            "::",
+            "fe80::1",
+            "ff02::1",
+            "::ffff:127.0.0.1",
+            "::ffff:169.254.169.254",
+            "64:ff9b::7f00:1",
         ] {
             let own: IpAddr = own.parse().unwrap();
             assert!(!Reach::BeyondHost.allows(own) && Reach::Anywhere.allows(own), "{own}");
