@@ -240,10 +240,7 @@ impl Sandbox {
 
     /// Ends the machine: what containers wrote to shared folders is written back first, if the guest still answers.
     pub async fn stop(&self) {
-        let (shares, containers) = {
-            let mut used = self.used();
-            (std::mem::take(&mut used.shares), std::mem::take(&mut used.containers))
-        };
+        let Used { shares, containers } = std::mem::take(&mut *self.used());
         if !shares.is_empty() {
             let flush = async {
                 for id in &containers {

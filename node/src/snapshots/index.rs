@@ -90,6 +90,15 @@ impl Index {
         Ok(layers)
     }
 
+    /// All layers that have to stay mounted on the host.
+    pub(super) fn host_layers(&self) -> Result<HashSet<Digest>> {
+        let mut layers = HashSet::new();
+        for entry in self.by_name.values().filter(|entry| entry.record.host) {
+            layers.extend(self.layers(&entry.record.name)?);
+        }
+        Ok(layers)
+    }
+
     pub(super) fn needs(&self, layer: &Digest) -> bool {
         self.by_name.values().any(|entry| entry.record.layer.as_ref() == Some(layer))
     }

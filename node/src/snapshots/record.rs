@@ -1,6 +1,7 @@
 //! What is kept of a snapshot.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::SystemTime;
 
 use cloister_image::Digest;
@@ -77,6 +78,28 @@ pub struct Record {
     /// The layers below are mounted on the host for it.
     #[serde(default)]
     pub host: bool,
+}
+
+/// What became of a request for a new snapshot.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Made {
+    /// It was made.
+    New,
+    /// What it was to become is there already, or was made at once from a layer in the store.
+    Known,
+}
+
+/// A snapshot and where it is.
+#[derive(Debug, Clone)]
+pub struct Found {
+    /// Its folder.
+    pub dir: PathBuf,
+    /// Its record.
+    pub record: Record,
+    /// Diff IDs of the committed layers it stands on (and is, if it is committed), lowest first.
+    pub layers: Vec<Digest>,
+    /// Chain ID of the committed snapshot it stands on.
+    pub chain: Option<Digest>,
 }
 
 impl Record {

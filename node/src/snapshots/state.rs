@@ -4,7 +4,7 @@
 //! under one lock, with a sync of its own, around every call.
 
 use std::collections::{BTreeMap, HashSet};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use cloister_image::{Digest, LayerFile, Store};
@@ -13,33 +13,12 @@ use super::chain::{chain_id, completing};
 use super::disk::Disk;
 use super::filter::Filter;
 use super::index::{Entry, Index};
+pub use super::record::{Found, Made};
 use super::record::{Kind, Record, TARGET, Time};
 use crate::error::{Error, Result};
 
 /// Owner of the holds on layers in the image store.
 pub const OWNER: &str = "snapshots";
-
-/// What became of a request for a new snapshot.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Made {
-    /// It was made.
-    New,
-    /// What it was to become is there already, or was made at once from a layer in the store.
-    Known,
-}
-
-/// A snapshot and where it is.
-#[derive(Debug, Clone)]
-pub struct Found {
-    /// Its folder.
-    pub dir: PathBuf,
-    /// Its record.
-    pub record: Record,
-    /// Diff IDs of the committed layers it stands on (and is, if it is committed), lowest first.
-    pub layers: Vec<Digest>,
-    /// Chain ID of the committed snapshot it stands on.
-    pub chain: Option<Digest>,
-}
 
 /// All snapshots.
 #[derive(Debug)]
@@ -162,10 +141,7 @@ impl State {
             .values()
             .find(|entry| Some(entry.id) == id && entry.record.is_unpack())
             .ok_or_else(|| Error::NotFound(format!("snapshot in {}", dir.display())))?;
-        let below = match index.by_name.get(&entry.record.parent) {
-            Some(parent) => parent.record.chain,
-            None => None,
-        };
+        let below = index.by_name.get(&entry.record.parent).and_then(|parent| parent.record.chain);
         Ok((entry.record.name.clone(), self.layer_for(&entry.record, below.as_ref())?))
     }
 
@@ -303,12 +279,7 @@ impl State {
 
     /// All layers that have to stay mounted on the host.
     pub fn host_layers(&self) -> Result<HashSet<Digest>> {
-        let index = self.lock();
-        let mut layers = HashSet::new();
-        for entry in index.by_name.values().filter(|entry| entry.record.host) {
-            layers.extend(index.layers(&entry.record.name)?);
-        }
-        Ok(layers)
+        self.lock().host_layers()
     }
 
     /// Records that match any of the filters, all if there are none; parents before children.
