@@ -9,7 +9,7 @@ use std::time::Duration;
 use cloister_crds::ImageBuild;
 use cloister_e2e::lab::target_dir;
 use rustix::process::{Pid, Signal, kill_process};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::process::{Child, Command};
 
 use crate::kubelet::{self, Does, Kubelet};

@@ -34,7 +34,7 @@ use crate::args::{Format, Global};
 use crate::paths::Root;
 use crate::progress::Shown;
 use crate::signals::Signals;
-use crate::{caches, exit, kernel, output};
+use crate::{caches, kernel, output};
 
 /// What a failed build exits with, as `docker build` does.
 const FAILED: u8 = 1;
