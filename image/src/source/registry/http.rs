@@ -189,7 +189,9 @@ impl Failure {
             | ureq::Error::Protocol(_) => true,
             _ => false,
         };
-        Self { why: crate::oci::short(&error.to_string()), transient }
+        // Our own words, from where names are looked up.
+        let why = if let ureq::Error::Other(own) = error { own.to_string() } else { error.to_string() };
+        Self { why: crate::oci::short(&why), transient }
     }
 }
 
