@@ -1,8 +1,8 @@
 //! `cloister`: container images in microVMs of their own.
 
 mod args;
-mod caches;
 mod command;
+mod disks;
 mod exit;
 mod host;
 mod kernel;

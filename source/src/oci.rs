@@ -54,7 +54,7 @@ impl Pull {
         let certificates = self.trust.file(work)?;
         let path = certificates.as_ref().map(tempfile::NamedTempFile::path);
         let failed = |error| self.failed(&error);
-        let remote = Remote::new(
+        let remote = Remote::reaching(
             &self.reference,
             self.config.clone(),
             path,

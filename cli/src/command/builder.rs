@@ -10,7 +10,7 @@ use serde::Serialize;
 use crate::args::builder::{BuilderCommand, PruneArgs};
 use crate::args::{Format, Global};
 use crate::paths::Root;
-use crate::{caches, output};
+use crate::{disks as own, output};
 
 /// A disk as it is listed.
 #[derive(Debug, Serialize)]
@@ -33,7 +33,7 @@ pub fn run(global: &Global, command: &BuilderCommand) -> Result<()> {
     if global.output == Format::Json {
         return Ok(());
     }
-    let account = caches::bounds()?.account(&folder, &Disk::all(&folder)?)?;
+    let account = own::bounds()?.account(&folder, &Disk::all(&folder)?)?;
     output::print(&format!(
         "{} of {} disks, {} of {}; those in use count with their limit\n",
         account.disks,

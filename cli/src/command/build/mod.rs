@@ -34,7 +34,7 @@ use crate::args::{Format, Global};
 use crate::paths::Root;
 use crate::progress::Shown;
 use crate::signals::Signals;
-use crate::{caches, kernel, output};
+use crate::{disks, kernel, output};
 
 /// What a failed build exits with, as `docker build` does.
 const FAILED: u8 = 1;
@@ -69,7 +69,7 @@ pub async fn run(global: &Global, args: BuildArgs) -> Result<u8> {
     let source = machine::builder_image(&args)?;
     let image = builder::load(&store, &source, &Shown::new())?;
     let bases = bases::open(&store, &inputs, &args)?;
-    let disk = caches::of(&root, args.cache_size)?.take(&args.cache_key)?;
+    let disk = disks::of(&root, args.cache_size)?.take(&args.cache_key)?;
     let (disk_bytes, state) = (disk.bytes(), State::Cache(disk));
     parts.add("images", begun.elapsed());
 
@@ -118,7 +118,7 @@ pub async fn run(global: &Global, args: BuildArgs) -> Result<u8> {
             let publishing = tokio::task::spawn_blocking(move || written.publish(&registry));
             tokio::select! {
                 done = publishing => done?,
-                code = interrupted(&mut signals) => {
+                code = signals.interrupted() => {
                     drop(place);
                     // The runtime would wait for a registry; a cache gets its name last.
                     std::process::exit(code.into());

@@ -53,12 +53,24 @@ pub struct Layer {
 }
 
 impl Remote {
-    /// Prepares to ask for a reference, over HTTPS unless `plain_http`, within `reach`, trusting also the certificates of
-    /// a PEM file.
+    /// Prepares to ask for a reference, over HTTPS unless `plain_http`, trusting also the certificates of a PEM file.
     ///
     /// # Errors
     /// The certificates can't be used.
     pub fn new(
+        reference: &Reference,
+        config: Arc<DockerConfig>,
+        ca_cert: Option<&Path>,
+        plain_http: bool,
+    ) -> Result<Self> {
+        Self::reaching(reference, config, ca_cert, plain_http, Reach::Anywhere)
+    }
+
+    /// The same, at servers within `reach`.
+    ///
+    /// # Errors
+    /// As for [`Remote::new`].
+    pub fn reaching(
         reference: &Reference,
         config: Arc<DockerConfig>,
         ca_cert: Option<&Path>,
