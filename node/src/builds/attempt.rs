@@ -103,7 +103,7 @@ impl Attempt<'_> {
     /// # Errors
     /// Why there is no result.
     pub async fn run(&self, log: &mut Log) -> Result<Done, Failure> {
-        let outputs = Outputs::prepare(self.spec, self.mounts, self.pod)?;
+        let outputs = Outputs::prepare(self.spec, self.mounts, self.pod, self.work)?;
         let room = RESULT.min(self.facts.disk_bytes);
         let caches = Caches::prepare(self.spec, self.mounts, self.work, room)?;
         let begun = self.pod.started.unwrap_or_else(jiff::Timestamp::now);

@@ -52,7 +52,7 @@ impl Caches {
                 to.push((cache::Target { layout, max: mode == CacheMode::Max }, names));
             }
         }
-        let (credentials, certificates) = (mounts.registries(spec)?.into(), mounts.certificates(spec)?);
+        let (credentials, certificates) = (mounts.registries(spec)?.into(), mounts.certificates(spec, work)?);
         Ok(Self { credentials, certificates, from, to, work: work.to_owned() })
     }
 

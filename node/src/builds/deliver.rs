@@ -2,6 +2,7 @@
 //! takes the image before it away.
 
 use std::io::SeekFrom;
+use std::path::Path;
 use std::sync::Arc;
 
 use cloister_crds::{BuildReason, Failure, ImageBuildSpec, StageName};
@@ -43,9 +44,14 @@ impl Outputs {
     ///
     /// # Errors
     /// When something is.
-    pub fn prepare(spec: &ImageBuildSpec, mounts: &Mounts, pod: &BuildPod) -> Result<Self, Failure> {
+    pub fn prepare(
+        spec: &ImageBuildSpec,
+        mounts: &Mounts,
+        pod: &BuildPod,
+        work: &Path,
+    ) -> Result<Self, Failure> {
         let archive = Archive::prepare(spec, mounts, &pod.build, &pod.owner)?;
-        Ok(Self { push: Push::prepare(spec, mounts)?.map(Arc::new), archive: archive.map(Arc::new) })
+        Ok(Self { push: Push::prepare(spec, mounts, work)?.map(Arc::new), archive: archive.map(Arc::new) })
     }
 
     /// Brings the image in `result`, an archive of `bytes`, to everybody who wants it. What goes on when this is dropped

@@ -1,7 +1,7 @@
 //! The result to a registry. TLS only: no registry of a tenant's choice is spoken to otherwise, least of all on this
 //! node's loopback.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use cloister_crds::{BuildOutput, BuildReason, Failure, ImageBuildSpec, PushOutput};
@@ -25,11 +25,11 @@ impl Push {
     ///
     /// # Errors
     /// When a name is none, or credentials or certificates are missing.
-    pub fn prepare(spec: &ImageBuildSpec, mounts: &Mounts) -> Result<Option<Self>, Failure> {
+    pub fn prepare(spec: &ImageBuildSpec, mounts: &Mounts, work: &Path) -> Result<Option<Self>, Failure> {
         let Some(to) = &spec.output.push else { return Ok(None) };
         // The digest only becomes a tag.
         targets(&spec.output, to, &Digest::of(b""))?;
-        let (credentials, certificates) = (mounts.pushes(to)?.into(), mounts.certificates(spec)?);
+        let (credentials, certificates) = (mounts.pushes(to)?.into(), mounts.certificates(spec, work)?);
         Ok(Some(Self { credentials, certificates }))
     }
 
