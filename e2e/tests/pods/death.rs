@@ -148,14 +148,14 @@ pub fn the_shims_delete_alone_cleans(rig: &Rig) -> Result<()> {
     pod.start(config)?.wait_for_output("up\n")?;
     rig.lab.stop_daemon(true)?;
     kill(rig, &format!("-id {}", pod.id))?;
-    let bundle = format!("/run/containerd/io.containerd.runtime.v2.task/k8s.io/{}", pod.id);
     let shim = cloister_e2e::lab::target_dir().join("containerd-shim-cloister-v2");
     let socket = rig.lab.root().join("containerd.sock");
     let line = format!(
-        "cd {bundle} && {} -namespace k8s.io -address {} -id {} -bundle {bundle} delete >/dev/null",
+        // Tasks' bundles are in one plugin's folder, sandboxes' in another's.
+        "cd /run/containerd/io.containerd.*/k8s.io/{id} && {} -namespace k8s.io -address {} -id {id} -bundle \"$PWD\" delete >/dev/null",
         shim.display(),
         socket.display(),
-        pod.id
+        id = pod.id
     );
     for _ in 0..2 {
         rig.lab.cell.run("sh", &["-c", &line])?;
