@@ -94,7 +94,8 @@ pub fn an_update_of_a_configmap_is_an_event_for_who_watches_it(rig: &Rig) -> Res
     let pod = rig.run(config)?;
     // What programs that reload their configuration wait for: the link is replaced, and the new file is there by then.
     // The container stays: runc's shim answers a kill that meets the end of its last process with a closed connection.
-    let script = "inotifywait -q -t 60 -e moved_to --format '%e %f' /config && cat /config/one; sleep 1000";
+    let script =
+        "inotifywait -q -t 60 -e moved_to --format '%e %f' /config && cat /config/one && echo; sleep 1000";
     let container = pod.start(spec::container("watch", WATCHER, &["sh", "-c", script]).mounted(
         &text(&volume),
         "/config",
