@@ -2,7 +2,7 @@
 
 use sha2::{Digest, Sha256};
 
-use crate::{History, ImageBuildSpec};
+use crate::{BaseImage, History, ImageBuildSpec};
 
 /// 16 hex digits that change when what is built changes, and not with when, where or for whom.
 ///
@@ -27,6 +27,13 @@ pub fn fingerprint(spec: &ImageBuildSpec) -> String {
     spec.output.pin = None;
     // Maps and fields have one order; nothing in a spec fails to be JSON.
     hex(&serde_json::to_vec(&spec).unwrap_or_default())
+}
+
+/// 16 hex digits for these images, in whichever order.
+pub fn of_images(images: &[BaseImage]) -> String {
+    let mut lines: Vec<_> = images.iter().map(|base| format!("{}@{}\n", base.image, base.digest)).collect();
+    lines.sort();
+    hex(lines.concat().as_bytes())
 }
 
 /// Mark of a text that [`trim`] has replaced.

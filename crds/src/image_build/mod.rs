@@ -121,10 +121,14 @@ pub struct ImageBuildSpec {
     /// None: RUN steps have no network, and base images come through the host. Egress: steps share the pod's network.
     #[serde(default)]
     pub network: Network,
-    /// Proxies for RUN steps.
+    /// Proxies for RUN steps, which get them as HTTP_PROXY, http_proxy and so on unless args has such a name; neither the
+    /// image nor its history has them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub proxy: Option<Proxy>,
-    /// Key of a ConfigMap with certificates in PEM, trusted by RUN steps and by the host's side for this build.
+    /// Key of a ConfigMap with certificates in PEM. The host's side trusts them for this build: for sources, base images,
+    /// caches and registries. RUN steps get them as the secret "ca-bundle" where they ask, such as
+    /// "RUN --mount=type=secret,id=ca-bundle SSL_CERT_FILE=/run/secrets/ca-bundle npm ci", so that the image does not keep
+    /// them; a secret of this id in secrets is given instead.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ca_bundle: Option<KeyRef>,
     /// What is kept from one build to the next.

@@ -55,7 +55,7 @@ pub struct Triggers {
 #[derive(KubeSchema, Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct BaseImageTrigger {
-    /// How often to ask the registries, such as "6h".
+    /// How often to ask, such as "6h": registries without credentials, and the node that built for images of other builds.
     #[serde(default = "interval")]
     #[schemars(schema_with = "crate::schema::duration")]
     #[x_kube(validation = between("1m", "720h"))]

@@ -173,6 +173,15 @@ pub struct ObservedTriggers {
     #[schemars(length(max = 64))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["image".into()]))]
     pub base_images: Vec<BaseImage>,
+    /// Those of baseImages that spec.triggers.baseImage had asked for again, and the digests that their tags have by now.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["image".into()]))]
+    pub latest_base_images: Vec<BaseImage>,
+    /// What latestBaseImages was when the newest attempt started, in 16 hex digits: no attempt is started twice for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 16), regex(pattern = r"^[a-f0-9]{16}$"))]
+    pub seen_base_images: Option<String>,
 }
 
 /// A base image of the newest result.

@@ -6,5 +6,7 @@ mod kubectl;
 mod life;
 mod many;
 mod outputs;
+mod renewal;
 mod secrets;
 mod site;
+mod steps;

@@ -43,7 +43,7 @@ fn a_secret_is_used_and_then_nowhere() {
         for node in &site.nodes {
             // Kubelet's own copies are in memory, below its folder.
             let kubelet = node.kubelet_root();
-            files(node.lab.root(), &kubelet)?;
+            files(node.lab.root(), &kubelet, SECRET)?;
         }
         site.clean()
     });
@@ -56,28 +56,28 @@ fn processes() -> Result<()> {
             // Processes end at any time.
             let Ok(text) = fs::read(entry.path().join(file)) else { continue };
             // The test's own kubectl that made it has ended by now.
-            ensure!(!has(&text), "{} of {}", file, entry.path().display());
+            ensure!(!has(&text, SECRET), "{} of {}", file, entry.path().display());
         }
     }
     Ok(())
 }
 
-/// No file below a folder has it, content stores and disks of guests included.
-fn files(folder: &Path, except: &Path) -> Result<()> {
+/// No file below a folder has the word, content stores and disks of guests included.
+pub fn files(folder: &Path, except: &Path, word: &str) -> Result<()> {
     for entry in fs::read_dir(folder)?.flatten() {
         let path = entry.path();
         let kind = entry.file_type()?;
         if kind.is_dir() && path != except {
-            files(&path, except)?;
+            files(&path, except, word)?;
         } else if kind.is_file() {
-            ensure!(!contains(&path)?, "{}", path.display());
+            ensure!(!contains(&path, word)?, "{}", path.display());
         }
     }
     Ok(())
 }
 
 /// Reads a file of any size, in pieces that overlap, without its holes.
-fn contains(path: &Path) -> Result<bool> {
+fn contains(path: &Path, word: &str) -> Result<bool> {
     let Ok(file) = fs::File::open(path) else { return Ok(false) };
     let (mut window, mut piece, mut at) = (Vec::new(), vec![0; 1 << 20], 0);
     while let Ok(data) = rustix::fs::seek(&file, rustix::fs::SeekFrom::Data(at)) {
@@ -89,16 +89,16 @@ fn contains(path: &Path) -> Result<bool> {
             break;
         }
         window.extend_from_slice(&piece[..n]);
-        if has(&window) {
+        if has(&window, word) {
             return Ok(true);
         }
-        window.drain(..window.len().saturating_sub(SECRET.len()));
+        window.drain(..window.len().saturating_sub(word.len()));
         at = data + n as u64;
     }
     Ok(false)
 }
 
-fn has(bytes: &[u8]) -> bool {
-    let starts = bytes.iter().enumerate().filter(|(_, byte)| **byte == SECRET.as_bytes()[0]);
-    starts.map(|(start, _)| &bytes[start..]).any(|rest| rest.starts_with(SECRET.as_bytes()))
+fn has(bytes: &[u8], word: &str) -> bool {
+    let starts = bytes.iter().enumerate().filter(|(_, byte)| **byte == word.as_bytes()[0]);
+    starts.map(|(start, _)| &bytes[start..]).any(|rest| rest.starts_with(word.as_bytes()))
 }

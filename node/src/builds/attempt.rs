@@ -199,9 +199,10 @@ impl Attempt<'_> {
             store: self.driver.store.clone(),
             credentials: self.mounts.registries(self.spec)?.into(),
             certificates: self.mounts.certificates(self.spec, self.work)?,
+            fresh: self.spec.triggers.as_ref().is_some_and(|triggers| triggers.base_image.is_some()),
         };
         let args = solve::args(self.spec);
-        let bases = sources.find(&text.unwrap_or_default(), &args, log).await?;
+        let bases = sources.find(&text.unwrap_or_default(), &args, log, self.status.voice()).await?;
         let caches = caches.offer(log).await;
         Ok(Parts { source, bases, caches, secrets, agents })
     }

@@ -7,14 +7,16 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Instant;
 
 use cloister_build::client::Offer;
 use cloister_build::dockerfile;
 use cloister_build::job::Base;
 use cloister_crds::{BaseImage, BuildReason, Failure};
-use cloister_image::source::registry::{DockerConfig, PullOptions, pull};
+use cloister_image::source::registry::{self, DockerConfig, PullOptions, pull};
 use cloister_image::{Digest, Error, LayerFile, Platform, Reference, Silent, Store, export, import};
 
+use super::events::Voice;
 use super::failure::{failure, of_pull};
 use super::log::Log;
 use crate::blocking;
@@ -22,6 +24,7 @@ use crate::containerd::CRI;
 use crate::containerd::scope::Scope;
 use crate::differ::convert::{Converter, Wanted};
 use crate::import::local;
+use crate::import::record::BUILD;
 
 /// Most images of one build.
 const MOST: usize = 64;
@@ -39,6 +42,8 @@ pub struct Sources {
     pub credentials: Arc<DockerConfig>,
     /// Certificates to trust beside the system's.
     pub certificates: Option<PathBuf>,
+    /// Whether registries are asked what a name stands for by now although it is here.
+    pub fresh: bool,
 }
 
 /// Images to offer, and what they were.
@@ -51,7 +56,7 @@ pub struct Bases {
 }
 
 impl Sources {
-    /// Every image that the Dockerfile names. `log` hears what takes time.
+    /// Every image that the Dockerfile names. `log` and `voice` hear of what takes time.
     ///
     /// # Errors
     /// When one is nowhere, or can't be pulled.
@@ -60,22 +65,68 @@ impl Sources {
         text: &str,
         args: &BTreeMap<String, String>,
         log: &mut Log,
+        voice: &Voice,
     ) -> Result<Bases, Failure> {
         let mut bases = Bases::default();
         for name in dockerfile::images(text, args).into_iter().take(MOST) {
             // What is no reference, BuildKit refuses with the line it stands in.
             let Ok(reference) = name.parse::<Reference>() else { continue };
-            let (offer, manifest, digest) = match self.here(&reference).await? {
+            let here = match self.here(&reference).await? {
+                Some((.., digest)) if self.fresh && self.moved(&reference, digest, log).await => None,
+                here => here,
+            };
+            let (offer, manifest, digest) = match here {
                 Some(found) => found,
                 None => {
                     log.write(format!("cloister: pulling {reference}\n").as_bytes()).await;
-                    self.pull(&reference).await?
+                    let (name, begun) = (reference.to_string(), Instant::now());
+                    voice.say("Pulling", &name, &format!("Pulling base image {name}"));
+                    let pulled = self.pull(&reference).await?;
+                    let took = begun.elapsed().as_secs_f64();
+                    voice.say("Pulled", &name, &format!("Pulled base image {name} in {took:.1} s"));
+                    pulled
                 }
             };
             bases.observed.push(BaseImage { image: reference.to_string(), digest: digest.to_string() });
             bases.offered.push(Base { reference, offer, manifest });
         }
         Ok(bases)
+    }
+
+    /// Whether the registry has another image by now. When it does not answer, what is here has to do.
+    async fn moved(&self, reference: &Reference, here: Digest, log: &mut Log) -> bool {
+        match self.latest(reference).await {
+            Ok(latest) => latest != here,
+            Err(error) => {
+                log.write(format!("cloister: using {reference} as it is here: {error}\n").as_bytes()).await;
+                false
+            }
+        }
+    }
+
+    /// What a name stands for now: at its registry, or here when it is another build's.
+    ///
+    /// # Errors
+    /// When the registry does not say.
+    pub async fn latest(&self, reference: &Reference) -> crate::error::Result<Digest> {
+        let named = self.scope.image(&reference.to_string()).await?;
+        if let Some(built) = named.filter(|named| named.labels.contains_key(BUILD)) {
+            return built
+                .digest
+                .parse()
+                .map_err(|error| crate::error::Error::Invalid(format!("{reference}: {error}")));
+        }
+        let (wanted, options) = (reference.clone(), self.options());
+        blocking::run(move || Ok(registry::digest(&wanted, &options)?)).await
+    }
+
+    fn options(&self) -> PullOptions {
+        PullOptions {
+            ca_cert: self.certificates.clone(),
+            credentials: Some(self.credentials.clone()),
+            import: import::Options { threads: Some(1), ..import::Options::default() },
+            ..PullOptions::default()
+        }
     }
 
     /// The image, the manifest to ask for, and the digest that its name stands for.
@@ -123,13 +174,7 @@ impl Sources {
     }
 
     async fn pull(&self, reference: &Reference) -> Result<(Offer, Digest, Digest), Failure> {
-        let options = PullOptions {
-            ca_cert: self.certificates.clone(),
-            credentials: Some(self.credentials.clone()),
-            import: import::Options { threads: Some(1), ..import::Options::default() },
-            ..PullOptions::default()
-        };
-        let (store, wanted) = (self.store.clone(), reference.clone());
+        let (store, wanted, options) = (self.store.clone(), reference.clone(), self.options());
         let pulled = blocking::run(move || {
             let record = pull(&store, &wanted, None, &options, &Silent)?;
             offer(&store, &store.open_image(&record.name)?)

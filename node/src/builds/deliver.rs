@@ -80,12 +80,16 @@ impl Outputs {
                 done.pushed = names.iter().map(ToString::to_string).collect();
                 let (push, image) = (push.clone(), image.clone());
                 blocking(move || push.run(&image, &names)).await?;
+                let note = format!("Pushed {digest} as {}", done.pushed.join(", "));
+                status.voice().say("Pushed", "Push", &note);
             }
             if let Some(archive) = &self.archive {
                 status.enter(StageName::Archive);
                 done.archive = Some(archive.place());
                 let (archive, names) = (archive.clone(), named(spec, &digest)?);
                 blocking(move || archive.write(&image, &names)).await?;
+                let note = format!("Archived {digest} in {}", done.archive.as_deref().unwrap_or_default());
+                status.voice().say("Archived", "Archive", &note);
             }
         }
         if solve::imported(&spec.output) {
@@ -104,6 +108,8 @@ impl Outputs {
             if let Some(objection) = &ready.objection {
                 log.write(format!("cloister: {objection}\n").as_bytes()).await;
             }
+            let note = format!("Imported {digest} as {}", ready.names.join(", "));
+            status.voice().say("Imported", "Import", &note);
             done.imported = ready.names;
         }
         Ok(done)

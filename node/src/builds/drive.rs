@@ -17,6 +17,7 @@ use tokio::time::Instant;
 
 use super::archive::Logs;
 use super::attempt::{Attempt, Done};
+use super::events::Events;
 use super::inputs::Mounts;
 use super::log::Log;
 use super::metrics::Metrics;
@@ -41,6 +42,8 @@ const LOOK: Duration = Duration::from_millis(250);
 pub struct Driver {
     /// The API server.
     pub client: Client,
+    /// What is told about builds.
+    pub events: Events,
     /// This node's name.
     pub node: String,
     /// Folder of the pods' state.
@@ -80,7 +83,7 @@ impl Driver {
         let kept = self.logs.open(&pod.namespace, &pod.build, pod.attempt);
         let kept = kept.inspect_err(|error| tracing::warn!("a build's log is not kept: {error}")).ok();
         let mut log = Log::new(control, kept);
-        let status = Status::new(&self.client, pod, &self.node);
+        let status = Status::new(&self.client, &self.events, pod, &self.node);
         let running = self.metrics.running();
         let outcome = self.attempt(pod, &spec, &facts, &mounts, &folder, &status, &mut log).await;
         drop(running);

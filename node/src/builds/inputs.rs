@@ -17,6 +17,8 @@ use super::failure::failure;
 const MAX_SPEC: u64 = 4 << 20;
 /// Most bytes of a key of a Secret or ConfigMap.
 const MAX_VALUE: u64 = 1 << 20;
+/// Id of the secret that the certificates of `spec.caBundle` are to steps.
+const CA_BUNDLE: &str = "ca-bundle";
 /// Key of a Secret with docker's credentials.
 const DOCKER: &str = ".dockerconfigjson";
 
@@ -50,9 +52,15 @@ impl Mounts {
         found.map_err(|why| missing(&why))?.ok_or_else(|| missing("it does not exist"))
     }
 
-    /// The secrets that steps mount as files.
+    /// The secrets that steps mount as files, and among them the certificates of `spec.caBundle`: a mount leaves nothing in the image
+    /// or the cache.
     pub fn secrets(&self, spec: &ImageBuildSpec) -> Result<Secrets, Failure> {
         let mut all = Secrets::default();
+        if let Some(pem) = self.bundle(spec)? {
+            let value = Secret::bytes(pem);
+            let value = value.map_err(|error| failure(BuildReason::InvalidSpec, error.to_string()))?;
+            all = all.with(CA_BUNDLE, value);
+        }
         for secret in spec.secrets.iter().filter(|secret| secret.kind == SecretKind::Secret) {
             let value = Secret::bytes(self.secret(&secret.secret_key_ref)?);
             let value = value.map_err(|error| failure(BuildReason::InvalidSpec, error.to_string()))?;
@@ -87,17 +95,21 @@ impl Mounts {
 
     /// The certificates of `spec.caBundle`, in a file of ours in the folder `work`.
     pub fn certificates(&self, spec: &ImageBuildSpec, work: &Path) -> Result<Option<PathBuf>, Failure> {
+        let Some(pem) = self.bundle(spec)? else { return Ok(None) };
+        let path = work.join("ca-bundle.pem");
+        std::fs::write(&path, pem).map(|()| Some(path)).map_err(|error| {
+            failure(BuildReason::ImportFailed, format!("cannot write the certificates: {error}"))
+        })
+    }
+
+    fn bundle(&self, spec: &ImageBuildSpec) -> Result<Option<Vec<u8>>, Failure> {
         let Some(KeyRef { name, key }) = &spec.ca_bundle else { return Ok(None) };
         let missing = |why: &str| {
             let why = format!("spec.caBundle: ConfigMap {name}, key {key}: {why}");
             failure(BuildReason::SecretNotFound, why)
         };
         let found = self.value(&Path::new("config-maps").join(name), key, MAX_VALUE);
-        let pem = found.map_err(|why| missing(&why))?.ok_or_else(|| missing("it does not exist"))?;
-        let path = work.join("ca-bundle.pem");
-        std::fs::write(&path, pem).map(|()| Some(path)).map_err(|error| {
-            failure(BuildReason::ImportFailed, format!("cannot write the certificates: {error}"))
-        })
+        found.map_err(|why| missing(&why))?.ok_or_else(|| missing("it does not exist")).map(Some)
     }
 
     fn value(&self, of: &Path, key: &str, limit: u64) -> Result<Option<Vec<u8>>, String> {

@@ -7,6 +7,7 @@ mod caches;
 mod cluster;
 mod deliver;
 mod drive;
+mod events;
 mod failure;
 mod inputs;
 mod log;
@@ -14,6 +15,7 @@ mod metrics;
 mod place;
 mod pod;
 mod push;
+mod renewal;
 mod result;
 mod solve;
 mod ssh;
@@ -41,6 +43,7 @@ use tokio::sync::Semaphore;
 use self::archive::Logs;
 use self::cluster::Cluster;
 use self::drive::Driver;
+use self::events::Events;
 use self::metrics::Metrics;
 use self::uploads::Uploads;
 use crate::config::Config;
@@ -118,8 +121,10 @@ async fn drive(args: Args, config: Config) -> Result<()> {
     let metrics = Metrics::new()?;
     let counters = Arc::new(Counters::new()?);
     let converter = Arc::new(Converter::new(store.clone(), containerd.clone(), counters));
+    let (events, publish) = Events::new(client.clone(), &node);
     let driver = Arc::new(Driver {
         client: client.clone(),
+        events,
         node: node.clone(),
         pods: config.pods.clone(),
         work: folder,
@@ -142,6 +147,7 @@ async fn drive(args: Args, config: Config) -> Result<()> {
         }
     };
     let port = config.images.map(|address| address.port());
+    let renewal = renewal::run(driver.clone());
     let placement = Placement::new(client, importer, node, port);
     let pages = async {
         match &args.builds_metrics_address {
@@ -154,6 +160,8 @@ async fn drive(args: Args, config: Config) -> Result<()> {
         () = watch::run(driver) => anyhow::bail!("the watch of pods has ended"),
         result = placement.run() => result,
         () = tidy => Ok(()),
+        () = renewal => anyhow::bail!("the watch of builds has ended"),
+        () = publish => anyhow::bail!("the events have ended"),
     }
 }
 

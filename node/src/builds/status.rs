@@ -16,6 +16,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use super::events::{Events, Voice};
 use super::pod::BuildPod;
 
 /// Shortest time between two writes about one attempt.
@@ -80,6 +81,7 @@ pub struct Result {
 pub struct Status {
     target: Target,
     entry: watch::Sender<Entry>,
+    voice: Voice,
     writer: JoinHandle<()>,
 }
 
@@ -92,17 +94,22 @@ struct Target {
 
 impl Status {
     /// For the attempt of `pod` on `node`.
-    pub fn new(client: &Client, pod: &BuildPod, node: &str) -> Self {
+    pub fn new(client: &Client, events: &Events, pod: &BuildPod, node: &str) -> Self {
         let api = Api::namespaced(client.clone(), &pod.namespace);
         let target = Target { api, pod: pod.clone(), manager: format!("{MANAGER}/{node}") };
         let (entry, changes) = watch::channel(Entry::default());
         let writer = tokio::spawn(follow(target.clone(), changes));
-        Self { target, entry, writer }
+        Self { target, entry, voice: events.about(pod), writer }
     }
 
     /// Changes what is known; it is written soon.
     pub fn update(&self, change: impl FnOnce(&mut Entry)) {
         self.entry.send_modify(change);
+    }
+
+    /// Where the attempt tells what it does.
+    pub fn voice(&self) -> &Voice {
+        &self.voice
     }
 
     /// The next stage begins.

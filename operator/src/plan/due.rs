@@ -8,7 +8,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::Settings;
 use crate::cron::Schedule;
-use cloister_crds::fingerprint::fingerprint;
+use cloister_crds::fingerprint::{fingerprint, of_images};
 
 /// A reason to start an attempt.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,6 +67,9 @@ pub fn due(
     if annotation(build).is_some_and(|value| Some(value) != seen) {
         return at_once(TriggerKind::Annotation);
     }
+    if fresh_base(build, status) {
+        return at_once(TriggerKind::BaseImage);
+    }
     let scheduled = || {
         let asked = schedule(build)?;
         let seen = status.triggers.as_ref().and_then(|triggers| triggers.last_schedule_time.as_ref());
@@ -75,6 +78,22 @@ pub fn due(
         Some(Due { trigger: TriggerKind::Schedule, at, since: at.max(since) })
     };
     [retry(build, status, last, jitter, settings), scheduled()].into_iter().flatten().min_by_key(|due| due.at)
+}
+
+/// Whether a base image of the newest result has another digest by now, which no attempt was started for yet.
+fn fresh_base(build: &ImageBuild, status: &ImageBuildStatus) -> bool {
+    let wanted = build.spec.triggers.as_ref().is_some_and(|triggers| triggers.base_image.is_some());
+    let Some(triggers) = status.triggers.as_ref().filter(|_| wanted) else { return false };
+    let moved = triggers.latest_base_images.iter().any(|latest| {
+        triggers.base_images.iter().any(|base| base.image == latest.image && base.digest != latest.digest)
+    });
+    moved && triggers.seen_base_images != bases(status)
+}
+
+/// What base images are by now, for [`ObservedTriggers::seen_base_images`](cloister_crds::ObservedTriggers).
+pub fn bases(status: &ImageBuildStatus) -> Option<String> {
+    let latest = &status.triggers.as_ref()?.latest_base_images;
+    (!latest.is_empty()).then(|| of_images(latest))
 }
 
 /// Whether the spec asks for something else than what the newest attempt built. After a failure every change may be the

@@ -182,7 +182,9 @@ impl Draft<'_> {
                     }],
                     ..Attempt::default()
                 });
+                let bases = due::bases(&self.status);
                 let mut triggers = self.status.triggers.take().unwrap_or_default();
+                triggers.seen_base_images = bases;
                 triggers.annotation = due::annotation(self.build).map(str::to_owned);
                 triggers.last_schedule_time = due::schedule(self.build).map(|_| Time(self.now));
                 self.status.triggers = Some(triggers);

@@ -11,6 +11,7 @@ pub fn owned(status: &ImageBuildStatus) -> ImageBuildStatus {
     (owned.sizes, owned.log_tail) = (None, None);
     if let Some(triggers) = &mut owned.triggers {
         triggers.base_images.clear();
+        triggers.latest_base_images.clear();
     }
     owned.triggers = owned.triggers.filter(|triggers| *triggers != ObservedTriggers::default());
     owned.attempts.iter_mut().for_each(own);

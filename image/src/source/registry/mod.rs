@@ -65,6 +65,30 @@ pub struct PullOptions {
     pub import: Options,
 }
 
+/// The digest of the manifest or index that `reference` stands for at its registry.
+///
+/// # Errors
+/// When the registry does not say.
+pub fn digest(reference: &Reference, options: &PullOptions) -> Result<Digest> {
+    let client = client(reference, options)?;
+    let (start, _) = manifest(&client, reference, options.import.limits.manifest, &Silent)?;
+    Ok(start.digest)
+}
+
+fn client(reference: &Reference, options: &PullOptions) -> Result<Client> {
+    Ok(Client {
+        http: Http::new(options.ca_cert.as_deref(), &options.timeouts)?,
+        config: match &options.credentials {
+            Some(config) => config.clone(),
+            None => Arc::new(DockerConfig::load(options.authfile.as_deref())?),
+        },
+        endpoints: options.mirrors.endpoints(reference, options.plain_http)?,
+        repository: reference.repository().to_owned(),
+        timeouts: options.timeouts,
+        authorization: Mutex::default(),
+    })
+}
+
 /// Pulls an image into `store` under `name` (`None`: under the reference itself).
 pub fn pull(
     store: &Store,
@@ -73,20 +97,7 @@ pub fn pull(
     options: &PullOptions,
     progress: &dyn Progress,
 ) -> Result<ImageRecord> {
-    let source = Source {
-        store,
-        client: Client {
-            http: Http::new(options.ca_cert.as_deref(), &options.timeouts)?,
-            config: match &options.credentials {
-                Some(config) => config.clone(),
-                None => Arc::new(DockerConfig::load(options.authfile.as_deref())?),
-            },
-            endpoints: options.mirrors.endpoints(reference, options.plain_http)?,
-            repository: reference.repository().to_owned(),
-            timeouts: options.timeouts,
-            authorization: Mutex::default(),
-        },
-    };
+    let source = Source { store, client: client(reference, options)? };
     let limit = options.import.limits.manifest;
     let (start, content) = manifest(&source.client, reference, limit, progress)?;
     let wish = Wish { platform: options.import.platform.as_ref(), limits: &options.import.limits };

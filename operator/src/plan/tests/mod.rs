@@ -62,6 +62,10 @@ impl World {
     fn merge(&mut self, mut ours: ImageBuildStatus) {
         let theirs = self.build.status.clone().unwrap_or_default();
         ours.nodes = theirs.nodes;
+        if let Some(theirs) = theirs.triggers {
+            let ours = ours.triggers.get_or_insert_default();
+            (ours.base_images, ours.latest_base_images) = (theirs.base_images, theirs.latest_base_images);
+        }
         if let Some(attempt) = ours.attempts.iter_mut().find(|attempt| is_running(attempt))
             && let Some(before) = theirs.attempts.into_iter().find(|before| before.number == attempt.number)
         {

@@ -1,6 +1,6 @@
 //! What starts an attempt, and what holds it back.
 
-use cloister_crds::{ScheduleTrigger, Triggers};
+use cloister_crds::{BaseImage, BaseImageTrigger, ScheduleTrigger, Triggers};
 
 use super::*;
 
@@ -182,4 +182,43 @@ fn a_build_whose_pod_was_refused_lets_others_go_first() {
     assert!(world.words().starts_with("Pending Ready=False/Queued"));
     world.observed.turn = Turn::Go;
     assert_eq!(world.step().actions, [Action::CreatePod(1)]);
+}
+
+#[test]
+fn a_base_image_that_has_moved_starts_one_attempt() {
+    let image = |name: &str, byte: &str| BaseImage {
+        image: name.into(),
+        digest: format!("sha256:{}", byte.repeat(32)),
+    };
+    let base = || Some(BaseImageTrigger::default());
+    for (trigger, latest, starts) in [
+        (base(), vec![image("a:1", "aa")], false),
+        (base(), vec![image("a:1", "bb")], true),
+        (base(), vec![image("other:1", "bb")], false),
+        (None, vec![image("a:1", "bb")], false),
+    ] {
+        let mut world = World::new();
+        let annotation = Some(REBUILD.to_owned());
+        world.build.spec.triggers = Some(Triggers { base_image: trigger, annotation, ..Triggers::default() });
+        world.succeed();
+        world.status().triggers.get_or_insert_default().base_images = vec![image("a:1", "aa")];
+        world.settle();
+        assert_eq!(world.numbers().len(), 1);
+        world.status().triggers.get_or_insert_default().latest_base_images = latest;
+        world.settle();
+        let expected: &[_] = &[(1, TriggerKind::Spec), (2, TriggerKind::BaseImage)];
+        assert_eq!(world.numbers(), expected[..1 + usize::from(starts)]);
+        if !starts {
+            continue;
+        }
+        // Ready stays, and an attempt that fails is not made again for the same reason.
+        assert!(world.words().contains("Ready=True"), "{}", world.words());
+        world.runs(2);
+        world.fails(2, BuildReason::StepFailed);
+        world.settle();
+        assert_eq!(world.numbers().last(), Some(&(2, TriggerKind::BaseImage)));
+        world.status().triggers.get_or_insert_default().latest_base_images = vec![image("a:1", "cc")];
+        world.settle();
+        assert_eq!(world.numbers().last(), Some(&(3, TriggerKind::BaseImage)));
+    }
 }
