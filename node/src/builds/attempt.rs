@@ -103,6 +103,9 @@ impl Attempt<'_> {
     /// # Errors
     /// Why there is no result.
     pub async fn run(&self, log: &mut Log) -> Result<Done, Failure> {
+        if let Some(why) = solve::refused(self.spec) {
+            return Err(failure(BuildReason::InvalidSpec, why));
+        }
         let outputs = Outputs::prepare(self.spec, self.mounts, self.pod, self.work)?;
         let room = RESULT.min(self.facts.disk_bytes);
         let caches = Caches::prepare(self.spec, self.mounts, self.work, room)?;

@@ -51,6 +51,16 @@ pub fn solve(spec: &ImageBuildSpec) -> Solve {
     }
 }
 
+/// Why what the spec asks for can't be had, if so: a frontend has an SBOM's scanner by pulling its image in the machine, whatever is
+/// offered over the session.
+pub fn refused(spec: &ImageBuildSpec) -> Option<&'static str> {
+    let sbom = spec.attestations.as_ref().is_some_and(|wanted| wanted.sbom);
+    let offline = spec.network == Wanted::None;
+    (sbom && offline).then_some(
+        "spec.attestations.sbom: BuildKit pulls the scanner's image itself; that takes network: Egress",
+    )
+}
+
 /// What to make of the result.
 pub fn exporter(spec: &ImageBuildSpec) -> Output {
     let mut output = Output::oci();
@@ -108,6 +118,14 @@ mod tests {
         assert_eq!(solve.source_date_epoch, Some(7));
         assert_eq!(solve.attestations, [Attestation::Provenance { max: true }]);
         assert_eq!(super::solve(&spec(json!({}))).network, Network::None);
+    }
+
+    #[test]
+    fn a_scanner_takes_a_network() {
+        let sbom = |network: &str| spec(json!({"attestations": {"sbom": true}, "network": network}));
+        assert!(refused(&sbom("None")).is_some_and(|why| why.contains("network: Egress")));
+        assert_eq!(refused(&sbom("Egress")), None);
+        assert_eq!(refused(&spec(json!({"attestations": {"provenance": "Max"}}))), None);
     }
 
     #[test]
