@@ -3,6 +3,7 @@
 //! Whoever walks reads the documents that [`Tree::wanted`] names, wherever they are, and hands them to [`Tree::supply`].
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::io::Read;
 
 use cloister_layer::digest::Digest;
 use oci_spec::image::{Descriptor, ImageIndex, ImageManifest};
@@ -12,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::limits::Limits;
 use crate::oci::{self, BlobRef, Document};
 use crate::platform::Platform;
+use crate::source::registry::Blobs;
 
 /// Indexes in indexes, counted from the top.
 const MAX_DEPTH: usize = 4;
@@ -244,6 +246,21 @@ impl Tree {
 }
 
 impl Whole {
+    /// Walks from `top` over documents that are all in `blobs`.
+    ///
+    /// # Errors
+    /// When one is not there, or not what an image is made of.
+    pub fn read(top: BlobRef, blobs: &dyn Blobs, limits: Limits) -> Result<Self> {
+        let mut tree = Tree::new(top, limits)?;
+        while let Some(BlobRef { digest, size, .. }) = tree.wanted().cloned() {
+            let mut content = Vec::new();
+            let read = blobs.open(&digest)?.take(size.saturating_add(1)).read_to_end(&mut content);
+            read.map_err(|error| Error::invalid(format!("document {digest}"), error.to_string()))?;
+            tree.supply(&content)?;
+        }
+        tree.finish()
+    }
+
     /// The image for this platform: the best fit, the first of equals.
     pub fn image_for(&self, platform: &Platform) -> Option<&Runnable> {
         let fits = |image: &Runnable| platform.score(&image.platform);

@@ -13,14 +13,19 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::client::{self, BuildKit, Error, Registries, Result, Secrets, Session, Solve, Solved, SshAgents};
+use crate::client::{
+    self, BuildKit, Error, Layout, Registries, Result, Secrets, Session, Solve, Solved, SshAgents,
+};
 use crate::context::{Context, FileSyncService};
-use crate::output::{FileSendService, Output, Receipt, Received};
+use crate::output::{FileSendService, Output, Receipt};
 use crate::progress::Event;
 
 pub use self::base::Base;
 pub use self::cache::Caches;
 pub use self::reason::Reason;
+
+/// What BuildKit calls the store that an image goes to blob by blob.
+const EXPORT: &str = "export";
 
 /// What is built, and what its steps may ask for.
 pub struct Job {
@@ -45,9 +50,15 @@ pub struct Job {
     /// What becomes of the result.
     pub exporter: client::Output,
     /// Where it goes.
-    pub output: Output,
-    /// Tells when it is there.
-    pub receipt: Receipt,
+    pub delivery: Delivery,
+}
+
+/// Where a result goes.
+pub enum Delivery {
+    /// To one place, which tells when it is there.
+    Output(Output, Receipt),
+    /// Blob by blob into a folder, but for those that are beside it.
+    Blobs(Layout),
 }
 
 /// What came of a build.
@@ -55,8 +66,6 @@ pub struct Job {
 pub struct Built {
     /// What buildkitd says of it.
     pub solved: Solved,
-    /// The output.
-    pub received: Received,
     /// From the connection to buildkitd's answer.
     pub solve: Duration,
     /// From then until the output was complete.
@@ -88,8 +97,17 @@ impl Job {
         let mut session = Session::new("cloister", shared_key)
             .files(FileSyncService::new(folders))
             .secrets(secrets)
-            .ssh(agents)
-            .output(FileSendService::new([self.output]));
+            .ssh(agents);
+        let (mut receipt, layout) = match self.delivery {
+            Delivery::Output(output, receipt) => {
+                session = session.output(FileSendService::new([output]));
+                (Some(receipt), None)
+            }
+            Delivery::Blobs(layout) => {
+                session = session.content(EXPORT, layout.clone());
+                (None, Some(layout))
+            }
+        };
         if let Some(registries) = self.registries {
             session = session.auth(registries);
         }
@@ -97,7 +115,7 @@ impl Job {
             session = base.offer(number, session, &mut solve);
         }
         session = self.caches.offer(session, &mut solve);
-        let (mut receipt, begun) = (self.receipt, Instant::now());
+        let begun = Instant::now();
         let work = async {
             let connection = connect.await.map_err(|error| Error::Lost(error.to_string()))?;
             BuildKit::connect(connection).await?.solve(&solve, session, events, cancel).await
@@ -106,14 +124,20 @@ impl Job {
             biased;
             // buildkitd repeats in its own words what we refused; ours say what it was.
             solved = work => match solved {
-                Err(failed @ Error::Failed(_)) => return Err(receipt.refused().map_or(failed, Error::from)),
+                Err(failed @ Error::Failed(_)) => {
+                    let refused = receipt.as_mut().and_then(Receipt::refused);
+                    let refused = refused.or_else(|| layout.as_ref().and_then(Layout::refused));
+                    return Err(refused.map_or(failed, Error::from));
+                }
                 solved => solved?,
             },
             reason = lost => return Err(Error::Lost(reason)),
         };
         let took = begun.elapsed();
         let begun = Instant::now();
-        let received = receipt.wait().await?;
-        Ok(Built { solved, received, solve: took, export: begun.elapsed() })
+        if let Some(receipt) = receipt {
+            receipt.wait().await?;
+        }
+        Ok(Built { solved, solve: took, export: begun.elapsed() })
     }
 }

@@ -1,7 +1,6 @@
 //! Where images come from.
 
 pub mod archive;
-mod built;
 mod docker;
 mod files;
 mod folder;
@@ -13,6 +12,5 @@ mod tarfile;
 mod wrapper;
 
 pub use archive::{Input, Request};
-pub use built::Built;
 pub(crate) use files::Section;
 pub use wrapper::unpacked;

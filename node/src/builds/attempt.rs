@@ -3,9 +3,8 @@
 use std::path::Path;
 use std::time::Duration;
 
-use cloister_build::client::{Secrets, Solve};
-use cloister_build::job::{self, Built, Job};
-use cloister_build::output::Output;
+use cloister_build::client::{self, Layout, Secrets, Solve};
+use cloister_build::job::{self, Built, Delivery, Job};
 use cloister_builder::pod::{self, Facts};
 use cloister_crds::{BaseImage, BuildReason, Failure, ImageBuildSpec, StageName};
 use cloister_image::Digest;
@@ -113,17 +112,14 @@ impl Attempt<'_> {
         self.status.update(|entry| entry.enter(StageName::Boot, begun));
         let ((agent, connection), parts) = tokio::try_join!(self.connect(), self.prepare(&caches, log))?;
         self.status.enter(StageName::Solve);
-        let spool = tempfile::tempfile_in(self.work);
-        let spool = spool.map_err(|error| {
+        let full = |error: client::Error| {
             failure(BuildReason::ImportFailed, format!("no room for the result: {error}"))
-        })?;
-        let result = tokio::fs::File::from_std(spool);
-        let writer = result.try_clone().await;
-        let writer = writer.map_err(|error| {
-            failure(BuildReason::ImportFailed, format!("no room for the result: {error}"))
-        })?;
+        };
+        // Of what leaves a machine no more is honest than fits its disk. Base images need not come back.
+        let result = Layout::open(self.work.join("result"), room).map_err(full)?;
+        let result = result.beside(parts.bases.offered.iter().map(|base| base.offer.clone()));
         let bases = parts.bases.observed.clone();
-        let built = self.solve(parts, connection, writer, log).await;
+        let built = self.solve(parts, connection, result.clone(), log).await;
         let built = match built {
             Ok(built) => built,
             Err(error) => {
@@ -136,15 +132,16 @@ impl Attempt<'_> {
             }
         };
         let nothing = || failure(BuildReason::DigestMismatch, "the build has made no image");
-        let digest = built.solved.digest.ok_or_else(nothing)?;
+        let top = built.solved.descriptor.ok_or_else(nothing)?;
+        let digest = top.digest;
         let job = deliver::Job {
             spec: self.spec,
             pod: self.pod,
-            digest,
+            top,
             status: self.status,
             importer: &self.driver.importer,
         };
-        let delivered = outputs.deliver(&job, result, built.received.bytes, log).await?;
+        let delivered = outputs.deliver(&job, result, log).await?;
         caches.push(log).await;
         Ok(Done { digest, delivered, bases, solve: built.solve })
     }
@@ -214,11 +211,9 @@ impl Attempt<'_> {
         &self,
         parts: Parts,
         connection: Connection,
-        writer: tokio::fs::File,
+        result: Layout,
         log: &mut Log,
     ) -> cloister_build::client::Result<Built> {
-        // Of what leaves a machine no more is honest than fits its disk.
-        let (output, receipt) = Output::stream(writer, RESULT.min(self.facts.disk_bytes));
         let job = Job {
             solve: Solve { deadline: Some(self.left()), ..solve::solve(self.spec) },
             context: parts.source.context,
@@ -230,8 +225,7 @@ impl Attempt<'_> {
             bases: parts.bases.offered,
             caches: parts.caches,
             exporter: solve::exporter(self.spec),
-            output,
-            receipt,
+            delivery: Delivery::Blobs(result),
         };
         let (events, mut heard) = mpsc::channel(EVENTS);
         let connect = std::future::ready(Ok::<_, std::convert::Infallible>(connection));

@@ -1,13 +1,12 @@
-//! Where a result goes from the file that it left the machine in: registry, archive, containerd. In this order, as an import
+//! Where a result goes from the folder that it left the machine in: registry, archive, containerd. In this order, as an import
 //! takes the image before it away.
 
-use std::io::SeekFrom;
 use std::path::Path;
 use std::sync::Arc;
 
+use cloister_build::client::{Descriptor, Layout};
 use cloister_crds::{BuildReason, Failure, ImageBuildSpec, StageName};
 use cloister_image::{Digest, Reference};
-use tokio::io::AsyncSeekExt;
 use tokio_util::sync::CancellationToken;
 
 use super::failure::{failure, of_import};
@@ -20,6 +19,9 @@ use super::solve;
 use super::status::Status;
 use super::volume::Archive;
 use crate::import::{Importer, Request, names};
+
+/// Most bytes of an image with what an archive adds.
+const MOST: u64 = 128 << 30;
 
 /// Everything that wants the result, with what it needs.
 #[derive(Debug)]
@@ -54,56 +56,47 @@ impl Outputs {
         Ok(Self { push: Push::prepare(spec, mounts, work)?.map(Arc::new), archive: archive.map(Arc::new) })
     }
 
-    /// Brings the image in `result`, an archive of `bytes`, to everybody who wants it. What goes on when this is dropped
-    /// ends soon, without a name.
+    /// Brings the image in `result` to everybody who wants it. What goes on when this is dropped ends soon, without a name.
     ///
     /// # Errors
     /// The first that does not take it; the others before have it.
-    pub async fn deliver(
-        &self,
-        job: &Job<'_>,
-        mut result: tokio::fs::File,
-        bytes: u64,
-        log: &mut Log,
-    ) -> Result<Delivered, Failure> {
-        let Job { spec, digest, status, .. } = job;
+    pub async fn deliver(&self, job: &Job<'_>, result: Layout, log: &mut Log) -> Result<Delivered, Failure> {
+        let Job { spec, top, status, .. } = job;
+        let digest = top.digest;
         let lost = |error: std::io::Error| failure(BuildReason::ImportFailed, format!("the result: {error}"));
         let mut done = Delivered::default();
-        if self.push.is_some() || self.archive.is_some() {
-            let unwanted = CancellationToken::new();
-            let _guard = unwanted.clone().drop_guard();
-            let (file, digest) = (result.try_clone().await.map_err(lost)?.into_std().await, *digest);
-            status.enter(if self.push.is_some() { StageName::Push } else { StageName::Archive });
-            let image = Arc::new(blocking(move || Image::open(file, &digest, unwanted)).await?);
-            if let (Some(push), Some(to)) = (&self.push, &spec.output.push) {
-                let names = push::targets(&spec.output, to, &digest)?;
-                done.pushed = names.iter().map(ToString::to_string).collect();
-                let (push, image) = (push.clone(), image.clone());
-                blocking(move || push.run(&image, &names)).await?;
-                let note = format!("Pushed {digest} as {}", done.pushed.join(", "));
-                status.voice().say("Pushed", "Push", &note);
-            }
-            if let Some(archive) = &self.archive {
-                status.enter(StageName::Archive);
-                done.archive = Some(archive.place());
-                let (archive, names) = (archive.clone(), named(spec, &digest)?);
-                blocking(move || archive.write(&image, &names)).await?;
-                let note = format!("Archived {digest} in {}", done.archive.as_deref().unwrap_or_default());
-                status.voice().say("Archived", "Archive", &note);
-            }
+        let unwanted = CancellationToken::new();
+        let _guard = unwanted.clone().drop_guard();
+        let described = top.clone();
+        let image = Arc::new(blocking(move || Image::open(result, &described, unwanted)).await?);
+        if let (Some(push), Some(to)) = (&self.push, &spec.output.push) {
+            status.enter(StageName::Push);
+            let names = push::targets(&spec.output, to, &digest)?;
+            done.pushed = names.iter().map(ToString::to_string).collect();
+            let (push, image) = (push.clone(), image.clone());
+            blocking(move || push.run(&image, &names)).await?;
+            let note = format!("Pushed {digest} as {}", done.pushed.join(", "));
+            status.voice().say("Pushed", "Push", &note);
+        }
+        if let Some(archive) = &self.archive {
+            status.enter(StageName::Archive);
+            done.archive = Some(archive.place());
+            let (archive, image, names) = (archive.clone(), image.clone(), named(spec, &digest)?);
+            blocking(move || archive.write(&image, &names)).await?;
+            let note = format!("Archived {digest} in {}", done.archive.as_deref().unwrap_or_default());
+            status.voice().say("Archived", "Archive", &note);
         }
         if solve::imported(&spec.output) {
             status.enter(StageName::Import);
-            result.seek(SeekFrom::Start(0)).await.map_err(lost)?;
             let request = Request {
                 build: job.pod.build_name(),
                 object: Some(job.pod.owner.clone()),
                 names: spec.output.images.clone(),
-                digest: *digest,
+                digest,
                 pin: spec.output.pin.unwrap_or(true),
                 replace: false,
             };
-            let ready = job.importer.import(&request, result, bytes).await;
+            let ready = job.importer.import(&request, image.stream().map_err(lost)?, MOST).await;
             let ready = ready.map_err(|error| of_import(&error))?;
             if let Some(objection) = &ready.objection {
                 log.write(format!("cloister: {objection}\n").as_bytes()).await;
@@ -122,8 +115,8 @@ pub struct Job<'a> {
     pub spec: &'a ImageBuildSpec,
     /// The pod.
     pub pod: &'a BuildPod,
-    /// The image.
-    pub digest: Digest,
+    /// The image's index or manifest.
+    pub top: Descriptor,
     /// What the world is told.
     pub status: &'a Status,
     /// The way into containerd.

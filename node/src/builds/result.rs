@@ -1,43 +1,72 @@
 //! What has left the machine, proven to be the image that the build said, for those who take it on from here.
 
-use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, BufWriter, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 
+use cloister_build::client::{Descriptor, Layout};
 use cloister_crds::{BuildReason, Failure};
-use cloister_image::source::Built;
+use cloister_image::export::oci_archive;
 use cloister_image::source::registry::Blobs;
-use cloister_image::{Digest, Error, Result, Whole};
+use cloister_image::{BlobRef, Digest, Error, Limits, Result, Whole};
 use tokio_util::sync::CancellationToken;
 
 use super::failure::failure;
+
+/// Bytes written at a time.
+const PIECE: usize = 1 << 20;
 
 /// The image. Once it is not wanted any more nothing can be read of it, which ends whoever is at work with it on a thread
 /// of its own.
 #[derive(Debug)]
 pub struct Image {
-    built: Built,
+    blobs: Layout,
+    whole: Whole,
     unwanted: CancellationToken,
 }
 
 impl Image {
-    /// Reads the archive whole and compares every digest.
+    /// Walks the image that the build says it has written; each blob got its digest compared when it came.
     ///
     /// # Errors
-    /// When it is not the image with this digest.
-    pub fn open(archive: File, digest: &Digest, unwanted: CancellationToken) -> Result<Self, Failure> {
+    /// When it is none, or a part of it is missing.
+    pub fn open(blobs: Layout, top: &Descriptor, unwanted: CancellationToken) -> Result<Self, Failure> {
         let lie = |error: Error| failure(BuildReason::DigestMismatch, format!("the result: {error}"));
-        Ok(Self { built: Built::open(archive, digest).map_err(lie)?, unwanted })
+        let Descriptor { media_type, digest, size } = top.clone();
+        let whole =
+            Whole::read(BlobRef { digest, size, media_type }, &blobs, Limits::default()).map_err(lie)?;
+        blobs.check(&whole).map_err(|error| failure(BuildReason::DigestMismatch, error.to_string()))?;
+        Ok(Self { blobs, whole, unwanted })
     }
 
     /// What it is made of.
     pub fn whole(&self) -> &Whole {
-        self.built.whole()
+        &self.whole
+    }
+
+    /// The image as an OCI archive, for as long as it is read; a failure ends it early.
+    ///
+    /// # Errors
+    /// When there is no socket to be had.
+    pub fn stream(self: &Arc<Self>) -> io::Result<tokio::net::UnixStream> {
+        let (ours, theirs) = UnixStream::pair()?;
+        theirs.set_nonblocking(true)?;
+        let image = self.clone();
+        tokio::task::spawn_blocking(move || {
+            let mut out = BufWriter::with_capacity(PIECE, ours);
+            let written = oci_archive(&image.whole, &*image, &[], &mut out);
+            let flushed = out.flush();
+            if let (Err(error), _) = (written, flushed) {
+                tracing::debug!("a result was not read to its end: {error}");
+            }
+        });
+        tokio::net::UnixStream::from_std(theirs)
     }
 }
 
 impl Blobs for Image {
     fn open(&self, digest: &Digest) -> Result<Box<dyn Read + Send + '_>> {
-        until(&self.unwanted, &self.built, digest)
+        until(&self.unwanted, &self.blobs, digest)
     }
 }
 

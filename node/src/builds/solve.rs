@@ -63,7 +63,7 @@ pub fn refused(spec: &ImageBuildSpec) -> Option<&'static str> {
 
 /// What to make of the result.
 pub fn exporter(spec: &ImageBuildSpec) -> Output {
-    let mut output = Output::oci();
+    let mut output = Output::oci_store();
     if stays(&spec.output) {
         // Nothing is gained by compressing, in the guest, what is unpacked on nodes at once.
         output = output.with("compression", "uncompressed");
@@ -132,10 +132,10 @@ mod tests {
     fn results_are_compressed_for_registries_only() {
         let local = spec(json!({"annotations": {"k": "v"}, "sourceDateEpoch": 0}));
         let expected =
-            Output::oci().with("compression", "uncompressed").rewrite_timestamps().annotation("k", "v");
+            Output::oci_store().with("compression", "uncompressed").rewrite_timestamps().annotation("k", "v");
         assert_eq!(exporter(&local), expected);
         let push = json!({"images": ["r.example/app"], "push": {}});
-        let packed = Output::oci().with("compression", "gzip").with("force-compression", "true");
+        let packed = Output::oci_store().with("compression", "gzip").with("force-compression", "true");
         assert_eq!(exporter(&spec(json!({"output": push}))), packed);
     }
 

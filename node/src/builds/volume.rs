@@ -162,37 +162,31 @@ mod tests {
     use std::fs;
     use std::os::unix::fs::symlink;
 
+    use cloister_build::client::{Descriptor, Layout};
     use cloister_image::Digest;
-    use serde_json::{Value, json};
+    use serde_json::json;
     use tokio_util::sync::CancellationToken;
 
     use super::*;
 
-    /// An image of one layer, as a build's archive.
-    fn image(unwanted: &CancellationToken) -> Image {
-        let file = tempfile::tempfile().unwrap();
-        let mut archive = tar::Builder::new(file.try_clone().unwrap());
-        let mut add = |path: &str, bytes: &[u8]| {
-            let mut header = tar::Header::new_ustar();
-            header.set_size(bytes.len() as u64);
-            archive.append_data(&mut header, path, bytes).unwrap();
-        };
-        let mut blob = |kind: &str, bytes: &[u8]| -> Value {
+    /// An image of one layer, as a build writes it.
+    fn image(folder: &Path, unwanted: &CancellationToken) -> Image {
+        let layout = Layout::open(folder, 0).unwrap();
+        let blob = |kind: &str, bytes: &[u8]| -> Descriptor {
             let digest = Digest::of(bytes);
-            add(&format!("blobs/sha256/{}", digest.hex()), bytes);
-            json!({"mediaType": format!("application/vnd.oci.image.{kind}"), "digest": digest.to_string(), "size": bytes.len()})
+            fs::write(folder.join("blobs/sha256").join(digest.hex()), bytes).unwrap();
+            let media_type = format!("application/vnd.oci.image.{kind}");
+            Descriptor { media_type, digest, size: bytes.len() as u64 }
         };
-        let layer = blob("layer.v1.tar", &[0; 1024]);
+        let json = |of: &Descriptor| json!({"mediaType": of.media_type, "digest": of.digest.to_string(), "size": of.size});
+        let layer = json(&blob("layer.v1.tar", &[0; 1024]));
         let config = json!({"architecture": "amd64", "os": "linux", "config": {},
             "rootfs": {"type": "layers", "diff_ids": [layer["digest"]]}});
-        let config = blob("config.v1+json", config.to_string().as_bytes());
+        let config = json(&blob("config.v1+json", config.to_string().as_bytes()));
         let manifest = json!({"schemaVersion": 2, "config": config, "layers": [layer],
             "mediaType": "application/vnd.oci.image.manifest.v1+json"});
         let top = blob("manifest.v1+json", manifest.to_string().as_bytes());
-        let digest: Digest = top["digest"].as_str().unwrap().parse().unwrap();
-        add("index.json", json!({"schemaVersion": 2, "manifests": [top]}).to_string().as_bytes());
-        archive.finish().unwrap();
-        Image::open(file, &digest, unwanted.clone()).unwrap()
+        Image::open(layout, &top, unwanted.clone()).unwrap()
     }
 
     fn archive(root: &Path, path: &str, format: &str) -> Archive {
@@ -214,7 +208,8 @@ mod tests {
     #[test]
     fn an_archive_replaces_what_has_its_name_and_leaves_nothing_else() {
         let root = tempfile::tempdir().unwrap();
-        let (image, name) = (image(&CancellationToken::new()), ["app:1".parse().unwrap()]);
+        let blobs = tempfile::tempdir().unwrap();
+        let (image, name) = (image(blobs.path(), &CancellationToken::new()), ["app:1".parse().unwrap()]);
         // Left by an attempt that was lost.
         fs::write(root.path().join(".cloister-archive-u1"), "half").unwrap();
         let outside = tempfile::NamedTempFile::new().unwrap();
@@ -235,7 +230,8 @@ mod tests {
     fn what_cannot_be_written_leaves_nothing() {
         let root = tempfile::tempdir().unwrap();
         let unwanted = CancellationToken::new();
-        let image = image(&unwanted);
+        let blobs = tempfile::tempdir().unwrap();
+        let image = image(blobs.path(), &unwanted);
         symlink("/tmp", root.path().join("link")).unwrap();
         fs::create_dir_all(root.path().join("folder/full")).unwrap();
         for path in ["link/app.tar", "folder"] {
@@ -250,7 +246,8 @@ mod tests {
     #[test]
     fn a_full_volume_is_told_with_the_size_that_was_wanted() {
         let root = tempfile::tempdir().unwrap();
-        let image = image(&CancellationToken::new());
+        let blobs = tempfile::tempdir().unwrap();
+        let image = image(blobs.path(), &CancellationToken::new());
         let archive = archive(root.path(), "app.tar", "Oci");
         let full = |bytes: &str| {
             rustix::mount::mount(

@@ -40,8 +40,7 @@ async fn built(lab: &Lab, prepared: Prepared) -> BTreeMap<String, String> {
         bases: Vec::new(),
         caches: cloister_build::job::Caches::default(),
         exporter: client::Output::local(),
-        output,
-        receipt,
+        delivery: cloister_build::job::Delivery::Output(output, receipt),
     };
     let (events, mut heard) = mpsc::channel(100);
     let listen = async { while heard.recv().await.is_some() {} };

@@ -16,9 +16,13 @@ use cloister_image::export::Blob;
 use cloister_image::source::registry::Blobs;
 use cloister_image::{Digest, Whole};
 use serde_json::{Value, json};
+use tonic::Status;
 
+use super::offer::Offer;
+use super::write::failed;
 use crate::client::error::{Error, Result};
 use crate::client::solved::Descriptor;
+use crate::output::OutputError;
 
 /// Longest index, in bytes.
 const MAX_INDEX: u64 = 4 << 20;
@@ -30,6 +34,11 @@ pub struct Layout {
     root: PathBuf,
     /// Bytes that may still be written.
     room: Arc<AtomicU64>,
+    limit: u64,
+    /// Why something was not taken, the first time.
+    refused: Arc<Mutex<Option<OutputError>>>,
+    /// What need not be written, as it is there already.
+    beside: Vec<Offer>,
     /// The blob that was written last, or would have been had it not been there.
     newest: Arc<Mutex<Option<Digest>>>,
 }
@@ -42,7 +51,21 @@ impl Layout {
         let blobs = root.join("blobs/sha256");
         let made = fs::create_dir_all(&blobs).and_then(|()| fs::create_dir_all(&ingest));
         made.map_err(|error| Error::io(format!("make the folder {}", root.display()), error))?;
-        Ok(Self { root, room: Arc::new(AtomicU64::new(room)), newest: Arc::default() })
+        Ok(Self {
+            root,
+            room: Arc::new(AtomicU64::new(room)),
+            limit: room,
+            refused: Arc::default(),
+            beside: Vec::new(),
+            newest: Arc::default(),
+        })
+    }
+
+    /// With the blobs of `offers` as if they were in the folder: a build that was offered them does not send them back.
+    #[must_use]
+    pub fn beside(mut self, offers: impl IntoIterator<Item = Offer>) -> Self {
+        self.beside.extend(offers);
+        self
     }
 
     /// The manifest with this name.
@@ -88,13 +111,22 @@ impl Layout {
         read.map_err(|error| self.error("read the cache in", error))?;
         let whole = cloister_image::source::registry::cache(&text)
             .map_err(|error| Error::Answer(format!("the exported cache: {error}")))?;
+        self.check(&whole)?;
+        Ok(Some(whole))
+    }
+
+    /// Makes sure that every blob of `whole` is here.
+    ///
+    /// # Errors
+    /// When one is not, or has another size than it should have.
+    pub fn check(&self, whole: &Whole) -> Result<()> {
         for (digest, size) in &whole.blobs {
             let blob = self.blob(digest).map_err(|error| self.error("read", error))?;
             if blob.is_none_or(|blob| blob.size() != *size) {
-                return Err(Error::Answer(format!("the exported cache: blob {digest} is not in it")));
+                return Err(Error::Answer(format!("blob {digest} of {size} bytes was not sent")));
             }
         }
-        Ok(Some(whole))
+        Ok(())
     }
 
     pub(super) fn wrote(&self, digest: Digest) {
@@ -135,9 +167,12 @@ impl Layout {
         self.root.join("blobs/sha256").join(digest.hex())
     }
 
-    pub(super) fn blob(&self, digest: &Digest) -> io::Result<Option<Blob>> {
+    pub(super) fn blob(&self, digest: &Digest) -> io::Result<Option<Arc<Blob>>> {
+        if let Some(blob) = self.beside.iter().find_map(|offer| offer.blob(digest)) {
+            return Ok(Some(blob));
+        }
         match open(&self.path(digest)) {
-            Ok(blob) => Ok(Some(blob)),
+            Ok(blob) => Ok(Some(Arc::new(blob))),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
         }
@@ -145,7 +180,30 @@ impl Layout {
 
     /// Takes some of the room there is; `false` when that is too little.
     pub(super) fn take(&self, bytes: u64) -> bool {
-        self.room.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |room| room.checked_sub(bytes)).is_ok()
+        let took = self
+            .room
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |room| room.checked_sub(bytes))
+            .is_ok();
+        if !took {
+            self.refuse(OutputError::TooLarge(self.limit));
+        }
+        took
+    }
+
+    /// Why something was not taken, if it was for our sake; told once.
+    pub(crate) fn refused(&self) -> Option<OutputError> {
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    fn refuse(&self, why: OutputError) {
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(why);
+    }
+
+    /// A blob could not be written, for this reason of the disk's.
+    pub(super) fn failed(&self, error: io::Error) -> Status {
+        let status = failed(&error);
+        self.refuse(OutputError::Write(self.root.display().to_string(), error));
+        status
     }
 
     /// Gives back what was taken.
@@ -156,10 +214,23 @@ impl Layout {
 
 impl Blobs for Layout {
     fn open(&self, digest: &Digest) -> cloister_image::Result<Box<dyn Read + Send + '_>> {
-        let path = self.path(digest);
-        let opened = File::open(&path);
-        let file = opened.map_err(|source| cloister_image::Error::Io { what: "open", path, source })?;
-        Ok(Box::new(file))
+        let failed = |source| cloister_image::Error::Io { what: "open", path: self.path(digest), source };
+        let blob = self.blob(digest).map_err(failed)?;
+        let blob = blob.ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
+        Ok(Box::new(Reader { blob, at: 0 }))
+    }
+}
+
+struct Reader {
+    blob: Arc<Blob>,
+    at: u64,
+}
+
+impl Read for Reader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let n = self.blob.read_at(buffer, self.at)?;
+        self.at += n as u64;
+        Ok(n)
     }
 }
 

@@ -65,7 +65,7 @@ impl ContentStore {
     fn blob(&self, digest: &Digest) -> io::Result<Option<Arc<Blob>>> {
         match self {
             Self::Offer(offer) => Ok(offer.blob(digest)),
-            Self::Layout(layout) => Ok(layout.blob(digest)?.map(Arc::new)),
+            Self::Layout(layout) => layout.blob(digest),
             Self::Remote(remote) => remote.blob(digest),
         }
     }

@@ -35,7 +35,7 @@ impl Drop for Writer {
 impl Writer {
     /// Begins a blob.
     pub(super) fn new(layout: Layout) -> Result<Self, Status> {
-        let file = NamedTempFile::new_in(layout.ingest()).map_err(|error| failed(&error))?;
+        let file = NamedTempFile::new_in(layout.ingest()).map_err(|error| layout.failed(error))?;
         if !layout.take(LEAST) {
             return Err(full());
         }
@@ -114,7 +114,7 @@ impl Writer {
         }
         // Given back as a whole with the writer, whether or not the write succeeds.
         self.offset += len;
-        self.file.write_all(data).map_err(|error| failed(&error))?;
+        self.file.write_all(data).map_err(|error| self.layout.failed(error))?;
         self.hasher.update(data);
         Ok(())
     }
@@ -127,7 +127,7 @@ impl Writer {
         if self.total > 0 && self.total != self.offset {
             return Err(Status::failed_precondition(format!("the blob has {} bytes", self.offset)));
         }
-        self.file.as_file().sync_all().map_err(|error| failed(&error))?;
+        self.file.as_file().sync_all().map_err(|error| self.layout.failed(error))?;
         let path = self.layout.path(&digest);
         // The name stays when the temporary one goes.
         match std::fs::hard_link(self.file.path(), &path) {
@@ -151,9 +151,12 @@ pub(super) fn failed(error: &io::Error) -> Status {
 
 #[cfg(test)]
 mod tests {
+    use cloister_image::export::{Blob, Blobs};
     use tonic::Code;
 
+    use super::super::Offer;
     use super::*;
+    use crate::output::OutputError;
 
     fn request(action: WriteAction, offset: i64, data: &[u8]) -> WriteContentRequest {
         WriteContentRequest { action: action.into(), offset, data: data.to_vec(), ..Default::default() }
@@ -196,6 +199,23 @@ mod tests {
         write(&layout, "", b"1234").unwrap();
         // Nor by blobs of nothing.
         assert_eq!(write(&layout, "", b"").unwrap_err().code(), Code::ResourceExhausted);
+    }
+
+    #[test]
+    fn what_was_offered_is_there_and_what_is_refused_is_told_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let digest = Digest::of(b"base");
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(b"base").unwrap();
+        let blobs = vec![(digest, Blob::part(file, 0, 4))];
+        let (offer, _) = Offer::blobs(Blobs { manifest: digest, blobs });
+        let layout = Layout::open(dir.path(), LEAST).unwrap().beside([offer]);
+        let again = write(&layout, &digest.to_string(), b"base").unwrap_err();
+        assert_eq!(again.code(), Code::AlreadyExists);
+        assert!(layout.refused().is_none());
+        write(&layout, "", b"more").unwrap_err();
+        assert!(matches!(layout.refused(), Some(OutputError::TooLarge(LEAST))));
+        assert!(layout.refused().is_none());
     }
 
     #[test]

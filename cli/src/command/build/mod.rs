@@ -16,10 +16,10 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use cloister_build::client::{self, NoCache, Solve, Solved};
+use cloister_build::client::{self, Layout, NoCache, Offer, Solve, Solved};
 use cloister_build::context::Context;
-use cloister_build::job::{self, Base, Job};
-use cloister_build::output::{Output, Receipt};
+use cloister_build::job::{self, Base, Delivery, Job};
+use cloister_build::output::Output;
 use cloister_build::progress::{self, Event, Style};
 use cloister_builder::{self as builder, Builder, Settings, State};
 use cloister_image::source::archive::{self, Input, Request};
@@ -42,6 +42,8 @@ const FAILED: u8 = 1;
 const LEAST_MEMORY: u64 = 128 << 20;
 /// Most bytes of a result.
 const RESULT: u64 = 64 << 30;
+/// What it is called until it is imported.
+const RESULT_NAME: &str = "result";
 /// How long buildkitd may take to listen; emulation on a busy machine is slow.
 const READY: Duration = Duration::from_secs(60);
 /// The argument with the time, in seconds since 1970, that everything in an image is said to be of.
@@ -151,8 +153,8 @@ pub async fn run(global: &Global, args: BuildArgs) -> Result<u8> {
 /// What came of a build.
 struct Built {
     solved: Solved,
-    /// The archive to import, when the image goes into the store.
-    archive: Option<PathBuf>,
+    /// The folder to import from, when the image goes into the store.
+    result: Option<(PathBuf, Layout)>,
 }
 
 async fn build(
@@ -175,11 +177,12 @@ async fn build(
         ..Solve::default()
     };
     let key = args.context.canonicalize().unwrap_or_else(|_| args.context.clone());
-    let (output, receipt, archive) =
-        destination(&inputs.out, folder).map_err(|error| failed(error.to_string()))?;
+    let offers: Vec<_> = bases.iter().map(|base| base.offer.clone()).collect();
+    let (delivery, result) =
+        destination(&inputs.out, folder, offers).map_err(|error| failed(error.to_string()))?;
     let exporter = match &inputs.out {
         // Nothing is gained by compressing, in the guest, what is unpacked here at once.
-        Destination::Store => client::Output::oci().with("compression", "uncompressed"),
+        Destination::Store => client::Output::oci_store().with("compression", "uncompressed"),
         Destination::Oci(_) => client::Output::oci(),
         Destination::Docker(_) => client::Output::docker(),
         Destination::Tar(_) => client::Output::tar(),
@@ -202,8 +205,7 @@ async fn build(
         bases,
         caches,
         exporter,
-        output,
-        receipt,
+        delivery,
     };
 
     let (events, shown) = mpsc::channel(EVENTS);
@@ -221,7 +223,7 @@ async fn build(
     let built = built?;
     parts.add("solve", built.solve);
     parts.add("export", built.export);
-    Ok(Built { solved: built.solved, archive })
+    Ok(Built { solved: built.solved, result })
 }
 
 fn show(style: Style, mut events: mpsc::Receiver<Event>) {
@@ -233,32 +235,37 @@ fn show(style: Style, mut events: mpsc::Receiver<Event>) {
     let _ = shown.finish();
 }
 
-/// Where the result goes: to a file of the machine's folder when it is to be imported.
-fn destination(out: &Destination, folder: &Path) -> Result<(Output, Receipt, Option<PathBuf>)> {
+/// Where the result goes: to a folder in the machine's when it is to be imported, without what was offered.
+fn destination(
+    out: &Destination,
+    folder: &Path,
+    offers: Vec<Offer>,
+) -> Result<(Delivery, Option<(PathBuf, Layout)>)> {
     let limits = cloister_build::output::Limits { bytes: RESULT, entries: 1 << 21 };
     Ok(match out {
         Destination::Store => {
-            let path = folder.join("result.tar");
-            let (output, receipt) = Output::file(&path, RESULT)?;
-            (output, receipt, Some(path))
+            let path = folder.join("result");
+            let layout = Layout::open(&path, RESULT)?.beside(offers);
+            (Delivery::Blobs(layout.clone()), Some((path, layout)))
         }
         Destination::Local(path) => {
             let (output, receipt) = Output::folder(path, limits)?;
-            (output, receipt, None)
+            (Delivery::Output(output, receipt), None)
         }
         Destination::Oci(path) | Destination::Docker(path) | Destination::Tar(path) => {
             let (output, receipt) = match path {
                 Some(path) => Output::file(path, RESULT)?,
                 None => Output::stream(tokio::io::stdout(), RESULT),
             };
-            (output, receipt, None)
+            (Delivery::Output(output, receipt), None)
         }
     })
 }
 
 /// Brings the result into the store under all its names.
 async fn import_result(store: Store, built: Built, args: &BuildArgs) -> Result<Vec<ImageRecord>> {
-    let Some(archive) = built.archive else { return Ok(Vec::new()) };
+    let Some((folder, layout)) = built.result else { return Ok(Vec::new()) };
+    layout.name(RESULT_NAME, &built.solved.descriptor.context("the builder has made no image")?)?;
     let names = args.tags.iter().map(|tag| Ok(tag.parse()?)).collect::<Result<Vec<Reference>>>()?;
     let mut facts = BTreeMap::from([("builder".to_owned(), "buildkit".to_owned())]);
     facts.insert("context".to_owned(), args.context.display().to_string());
@@ -267,7 +274,7 @@ async fn import_result(store: Store, built: Built, args: &BuildArgs) -> Result<V
         let Some((first, more)) = names.split_first() else { return Ok(Vec::new()) };
         let options = import::Options { build: facts, ..import::Options::default() };
         let request = Request { name: Some(first.clone()), select: None, options };
-        let mut records = archive::import(&store, Input::Path(archive), &request, &cloister_image::Silent)?;
+        let mut records = archive::import(&store, Input::Path(folder), &request, &cloister_image::Silent)?;
         if let (Some(said), Some(record)) = (digest, records.first())
             && said != record.manifest
             && Some(said) != record.index
