@@ -49,17 +49,18 @@ fn the_least_recently_used_cache_makes_room_for_another() {
     let site = Site::new();
     let context = site.context("small", &[("Dockerfile", "FROM base\nRUN true\n")]);
     let bounds = site.contexts.path().join("config.toml");
-    fs::write(&bounds, "[caches]\ndisks = 2\nsize = 900\n").unwrap();
-    let build = |key: &str, size: &str| {
-        let mut command = site.command(&context, &["--cache-key", key, "--cache-size", size]);
+    let build = |key: &str, config: &str| {
+        fs::write(&bounds, format!("[caches]\n{config}\n")).unwrap();
+        let mut command = site.command(&context, &["--cache-key", key]);
         command.env("CLOISTER_CONFIG", &bounds).output().unwrap()
     };
+    // The disks of these builds have 400 MiB.
+    let refused = build("four", "size = 300");
+    assert!(!refused.status.success() && text(&refused).contains("[caches]"), "{}", text(&refused));
     for key in ["one", "two", "three"] {
-        let built = build(key, "400m");
+        let built = build(key, "disks = 2\nsize = 900");
         assert!(built.status.success(), "{key}: {}", text(&built));
     }
-    let refused = build("four", "1g");
-    assert!(!refused.status.success() && text(&refused).contains("[caches]"), "{}", text(&refused));
     let mut du = site.lab.cloister();
     let du = du.args(["builder", "du"]).env("CLOISTER_CONFIG", &bounds).output().unwrap();
     let du = String::from_utf8_lossy(&du.stdout).into_owned();
