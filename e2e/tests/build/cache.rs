@@ -51,7 +51,7 @@ fn the_least_recently_used_cache_makes_room_for_another() {
     let bounds = site.contexts.path().join("config.toml");
     let build = |key: &str, config: &str| {
         fs::write(&bounds, format!("[caches]\n{config}\n")).unwrap();
-        let mut command = site.command(&context, &["--cache-key", key]);
+        let mut command = site.command(&context, &["-t", "small", "--cache-key", key]);
         command.env("CLOISTER_CONFIG", &bounds).output().unwrap()
     };
     // The disks of these builds have 400 MiB.
