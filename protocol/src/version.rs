@@ -103,7 +103,33 @@ const fn number(digits: &str) -> u16 {
 
 #[cfg(test)]
 mod tests {
+    use sha2::{Digest, Sha256};
+
     use super::*;
+
+    /// Every MAJOR.MINOR there was, the newest last, and what its `agent.proto` said: a line of this list is added, never changed.
+    const SAID: [(&str, &str); 1] = [("0.1", "cc70fdeed2d964d9")];
+
+    /// The definitions without comments and layout, hashed.
+    fn said(proto: &str) -> String {
+        let code = proto.lines().map(|line| line.split("//").next().unwrap_or_default());
+        let words: Vec<_> = code.flat_map(str::split_whitespace).collect();
+        Sha256::digest(words.join(" ")).iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    #[test]
+    fn what_the_protocol_says_changes_with_its_version_only() {
+        let (version, hash) = SAID[SAID.len() - 1];
+        assert_eq!(format!("{}.{}", VERSION.major, VERSION.minor), version);
+        let now = said(include_str!("../proto/agent.proto"));
+        assert_eq!(
+            now, hash,
+            "agent.proto has changed: give protocol/Cargo.toml a version of its own with MINOR raised, and add it to SAID"
+        );
+        for (at, one) in SAID.iter().enumerate() {
+            assert!(SAID[..at].iter().all(|other| other.0 != one.0 && other.1 != one.1), "{one:?} twice");
+        }
+    }
 
     #[test]
     fn ours_is_the_crate_version() {
