@@ -18,6 +18,8 @@ use crate::output;
 
 /// How long the node may be away while the log is followed; the build goes on all the same.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// How often a pod that is to come is looked for.
+const COMES: Duration = Duration::from_millis(100);
 /// How long the rest of a log may take when its attempt has ended.
 const REST: Duration = Duration::from_secs(5);
 
@@ -106,19 +108,26 @@ impl Drop for Attendance {
 
 async fn send(pods: &Api<Pod>, pod: &str, folder: &Packed) -> Result<()> {
     let file = folder.file.as_ref().context("there is no archive")?.try_clone()?;
-    ensure!(
-        follow::started(pods, pod).await? == Phase::Runs,
-        "pod {pod} has ended before it took the folder"
-    );
+    ensure!(started(pods, pod).await? == Phase::Runs, "pod {pod} has ended before it took the folder");
     let took = upload::send(pods, pod, Arc::new(file)).await?;
     super::say(&format!("sent {} in {:.1} s", output::bytes(folder.size), took.as_secs_f64()));
     Ok(())
 }
 
+/// Waits until an attempt's pod has started. An attempt names its pod before that is made, so that a missing one is to
+/// come; whoever attends stops waiting when the attempt has ended.
+async fn started(pods: &Api<Pod>, pod: &str) -> Result<Phase> {
+    loop {
+        match follow::started(pods, pod).await? {
+            Phase::Missing => tokio::time::sleep(COMES).await,
+            phase => return Ok(phase),
+        }
+    }
+}
+
 /// A log that can't be shown does not change the result.
 async fn show(pods: &Api<Pod>, pod: &str) {
-    let why = match follow::started(pods, pod).await {
-        Ok(Phase::Missing) => return,
+    let why = match started(pods, pod).await {
         Ok(_) => match follow::follow(pods, pod, true, PATIENCE, &mut io::stderr()).await {
             Ok(Ended::Unreachable(why)) => why,
             // Nobody reads standard error any more, or there is nothing more to read.
