@@ -295,7 +295,7 @@ pub fn everything(dir: &Path) {
         touch -d '1905-01-01 00:00:00.5 UTC' file-59
         touch -d '2400-02-29 12:00:00.999999999 UTC' file-511 sub
         setfattr -n user.small -v value file-60; setfattr -n user.empty file-60
-        setfattr -n user.large -v "$(head -c 2000 /dev/urandom | base64 -w0)" file-513
+        setfattr -n user.large -v "v$(head -c 2000 /dev/urandom | base64 -w0)" file-513
         setfattr -n trusted.hidden -v 0x00ff00 sub
         setfattr -n security.capability -v 0x0100000200240000000000000000000000000000 big
         for f in file-0 file-1 file-59 file-512 sub/deeper; do setfattr -n user.same -v shared-by-many $f; done
