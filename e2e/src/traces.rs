@@ -59,9 +59,15 @@ impl Traces {
     }
 }
 
-/// Files that stay by design: CNI's own bookkeeping, containerd's folders that hold pods, the last figures of pods.
-const IGNORED: [&str; 4] =
-    ["CNI address/last_reserved_ip", "CNI address/lock", "/run/cloister/node", "/run/cloister/ended/"];
+/// Files that stay by design: CNI's own bookkeeping, containerd's folders that hold pods, the last figures of pods,
+/// locks of machines that boot.
+const IGNORED: [&str; 5] = [
+    "CNI address/last_reserved_ip",
+    "CNI address/lock",
+    "/run/cloister/node",
+    "/run/cloister/ended/",
+    "/run/cloister/booting/",
+];
 
 fn processes(lab: &Containerd, found: &mut BTreeSet<String>) -> Result<()> {
     for process in lab.cell.processes()? {

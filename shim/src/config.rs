@@ -50,6 +50,8 @@ pub struct Config {
     pub caches: Bounds,
     /// Seconds a guest may take to boot.
     pub boot_seconds: u64,
+    /// Machines that boot at the same time on this node; 0 for as many as it has processors.
+    boots: usize,
     /// What is logged.
     pub log: Log,
 }
@@ -89,6 +91,7 @@ impl Default for Config {
             disks: "/var/lib/cloister/disks".into(),
             caches: Bounds::default(),
             boot_seconds: 60,
+            boots: 0,
             log: Log::default(),
         }
     }
@@ -188,6 +191,19 @@ impl Config {
     /// Bytes of an emptyDir volume without a limit.
     pub fn empty_dir(&self) -> u64 {
         self.empty_dir * MIB
+    }
+
+    /// How many machines may boot at the same time.
+    pub fn boots(&self) -> usize {
+        match self.boots {
+            0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+            some => some,
+        }
+    }
+
+    /// Where the places of those that boot are.
+    pub fn booting(&self) -> PathBuf {
+        self.run.join("booting")
     }
 
     /// The folder of one pod's state.

@@ -20,6 +20,7 @@ mod process;
 mod rootfs;
 mod sandboxes;
 mod serve;
+mod slots;
 mod spec;
 mod state;
 mod stats;

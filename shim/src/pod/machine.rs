@@ -11,11 +11,11 @@ use tracing::Instrument;
 use super::network::{self, Mirrored};
 use super::{Pod, Setup};
 use crate::builder::Wish;
-use crate::cgroup;
 use crate::failure::{Failure, Result};
 use crate::metrics;
 use crate::state::{Phase, ProcessId};
 use crate::volumes::{self, Volumes};
+use crate::{cgroup, slots};
 
 /// A booted machine and what the pod has in it.
 pub struct Machine {
@@ -101,6 +101,7 @@ impl Pod {
             let plan = |taps| self.update(|state| state.taps = taps);
             network::mirror(netns, plan).await.map(Some)
         };
+        let slot = slots::take(&self.config.booting(), self.config.boots()).await;
         let (booting, mirrored) = tokio::join!(Booting::start(&config), mirrored);
         let (booting, mirrored) = (booting?, mirrored?);
         let pid = booting.pid();
@@ -110,7 +111,9 @@ impl Pod {
         let pod = Arc::clone(self);
         tokio::spawn(
             async move {
-                match pod.rise(booting, mirrored, setup, builder, size).await {
+                let risen = pod.rise(booting, mirrored, setup, builder, size).await;
+                drop(slot);
+                match risen {
                     Ok(()) => tracing::info!("the machine is up"),
                     Err(failure) => {
                         tracing::error!(%failure, "the machine does not come up");
