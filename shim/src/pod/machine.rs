@@ -101,7 +101,14 @@ impl Pod {
             let plan = |taps| self.update(|state| state.taps = taps);
             network::mirror(netns, plan).await.map(Some)
         };
-        let slot = slots::take(&self.config.booting(), self.config.boots()).await;
+        let (mut stage, places) = (self.stage.subscribe(), self.config.booting());
+        let slot = tokio::select! {
+            slot = slots::take(&places, self.config.boots()) => slot,
+            // Nothing is started for a pod that was stopped meanwhile.
+            _ = stage.wait_for(|stage| !matches!(stage, Stage::Booting)) => {
+                return Err(Failure::Other("the pod was stopped before its machine booted".to_owned()));
+            }
+        };
         let (booting, mirrored) = tokio::join!(Booting::start(&config), mirrored);
         let (booting, mirrored) = (booting?, mirrored?);
         let pid = booting.pid();
