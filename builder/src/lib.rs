@@ -112,7 +112,12 @@ impl Builder {
         let kills = Kills::watch(sandbox.agent(), CONTAINER).await?;
         let mut builder = Self { sandbox, tail, exited, watcher, cache, timings, memory_bytes, kills };
         builder.listen(deadline).await?;
-        limit(builder.sandbox.agent(), CONTAINER, memory_bytes).await?;
+        tokio::select! {
+            biased;
+            // It may listen for a moment before it finds that it can't go on.
+            reason = builder.ended() => return Err(builder.silent(reason)),
+            limited = limit(builder.sandbox.agent(), CONTAINER, memory_bytes) => limited?,
+        }
         builder.timings.ready();
         Ok(builder)
     }

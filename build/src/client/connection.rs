@@ -5,7 +5,9 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use bollard_buildkit_proto::moby::buildkit::v1::control_client::ControlClient;
-use bollard_buildkit_proto::moby::buildkit::v1::{DiskUsageRequest, InfoRequest, PruneRequest, UsageRecord};
+use bollard_buildkit_proto::moby::buildkit::v1::{
+    DiskUsageRequest, InfoRequest, ListWorkersRequest, PruneRequest, UsageRecord,
+};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tonic::transport::{Channel, Endpoint, Uri};
@@ -26,6 +28,8 @@ const CALL: Duration = Duration::from_secs(30);
 const PRUNE: Duration = Duration::from_secs(600);
 /// Cache records told at most.
 const MAX_RECORDS: usize = 100_000;
+/// Policies of a buildkitd that are followed at most.
+const MAX_POLICIES: usize = 16;
 
 /// A buildkitd, by the one connection there is to it. Clones share that connection; when it ends, every call and build on
 /// it ends with [`Error::Lost`].
@@ -119,9 +123,28 @@ impl BuildKit {
         Ok(answer.record.into_iter().take(MAX_RECORDS).map(record).collect())
     }
 
+    /// Removes from the cache what buildkitd's own policies say. It does so by itself a second after its start, while its one build
+    /// uses the records, and then once a minute.
+    pub async fn collect_garbage(&self) -> Result<()> {
+        let mut control = self.control.clone();
+        let workers = control.list_workers(ListWorkersRequest::default());
+        let workers = self.call("list workers", CALL, workers).await?.into_inner().record;
+        for policy in workers.into_iter().flat_map(|worker| worker.gc_policy).take(MAX_POLICIES) {
+            let request = PruneRequest {
+                filter: policy.filters,
+                all: policy.all,
+                keep_duration: policy.keep_duration,
+                reserved_space: policy.reserved_space,
+                max_used_space: policy.max_used_space,
+                min_free_space: policy.min_free_space,
+            };
+            self.prune_by(request).await?;
+        }
+        Ok(())
+    }
+
     /// Removes records from the cache, and gives those that were removed.
     pub async fn prune(&self, wish: &Prune) -> Result<Vec<CacheRecord>> {
-        let mut control = self.control.clone();
         let keep = i64::try_from(wish.keep_bytes).unwrap_or(i64::MAX);
         let request = PruneRequest {
             filter: wish.filters.clone(),
@@ -132,6 +155,11 @@ impl BuildKit {
             max_used_space: keep,
             min_free_space: 0,
         };
+        self.prune_by(request).await
+    }
+
+    async fn prune_by(&self, request: PruneRequest) -> Result<Vec<CacheRecord>> {
+        let mut control = self.control.clone();
         let work = async {
             let mut stream = control.prune(request).await?.into_inner();
             let mut removed = Vec::new();

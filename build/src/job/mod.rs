@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::client::{
@@ -26,6 +27,8 @@ pub use self::reason::Reason;
 
 /// What BuildKit calls the store that an image goes to blob by blob.
 const EXPORT: &str = "export";
+/// How long a builder may take to remove what its cache keeps too much.
+const GARBAGE: Duration = Duration::from_secs(30);
 
 /// What is built, and what its steps may ask for.
 pub struct Job {
@@ -118,9 +121,16 @@ impl Job {
         let begun = Instant::now();
         let work = async {
             let connection = connect.await.map_err(|error| Error::Lost(error.to_string()))?;
-            BuildKit::connect(connection).await?.solve(&solve, session, events, cancel).await
+            let buildkit = BuildKit::connect(connection).await?;
+            let solved = buildkit.solve(&solve, session, events, cancel.clone()).await;
+            let took = begun.elapsed();
+            let tidied = cancel.run_until_cancelled(timeout(GARBAGE, buildkit.collect_garbage())).await;
+            if !matches!(tidied, Some(Ok(Ok(())))) {
+                tracing::debug!(?tidied, "the cache keeps more than it should");
+            }
+            Ok((solved?, took))
         };
-        let solved = tokio::select! {
+        let (solved, solve) = tokio::select! {
             biased;
             // buildkitd repeats in its own words what we refused; ours say what it was.
             solved = work => match solved {
@@ -133,11 +143,10 @@ impl Job {
             },
             reason = lost => return Err(Error::Lost(reason)),
         };
-        let took = begun.elapsed();
         let begun = Instant::now();
         if let Some(receipt) = receipt {
             receipt.wait().await?;
         }
-        Ok(Built { solved, solve: took, export: begun.elapsed() })
+        Ok(Built { solved, solve, export: begun.elapsed() })
     }
 }

@@ -52,6 +52,9 @@ pub struct BuildArgs {
     /// Pull the images it begins from although they are here
     #[arg(long)]
     pub pull: bool,
+    /// Attach how the image was made
+    #[arg(long, value_enum, default_value_t = Provenance::None)]
+    pub provenance: Provenance,
     /// How progress is shown on standard error
     #[arg(long, value_enum, default_value_t = ProgressMode::Auto)]
     pub progress: ProgressMode,
@@ -94,6 +97,17 @@ pub enum Network {
     None,
     /// That of the pod a build runs in.
     Egress,
+}
+
+/// How much of its making goes with an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Provenance {
+    /// Nothing.
+    None,
+    /// Sources, and parameters that are not secret.
+    Min,
+    /// Everything, arguments included.
+    Max,
 }
 
 /// Forms of progress.

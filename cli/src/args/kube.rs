@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use kube::core::Duration;
 
-use super::build::Network;
+use super::build::{Network, Provenance};
 
 /// Build images in a cluster: each build in a microVM of its own, its image imported into nodes.
 #[derive(Debug, Parser)]
@@ -99,9 +99,27 @@ pub struct KubeBuildArgs {
     /// Builds of a namespace with one key share what they have built before [default: default]
     #[arg(long, value_name = "KEY")]
     pub cache_key: Option<String>,
+    /// Most that this cache may take of a node, such as 20Gi
+    #[arg(long, value_name = "SIZE")]
+    pub cache_size: Option<String>,
+    /// Look into this cache too: an image, or type=registry,ref=IMAGE; can be repeated
+    #[arg(long, value_name = "CACHE")]
+    pub cache_from: Vec<String>,
+    /// Push a cache for others: an image, or type=registry,ref=IMAGE,mode=min|max; can be repeated
+    #[arg(long, value_name = "CACHE")]
+    pub cache_to: Vec<String>,
     /// Build every step again, and keep nothing of it
     #[arg(long)]
     pub no_cache: bool,
+    /// Secret of type kubernetes.io/dockerconfigjson for base images and caches; can be repeated
+    #[arg(long = "pull-secret", value_name = "NAME")]
+    pub pull_secrets: Vec<String>,
+    /// Attach a list of the image's packages; takes --network egress
+    #[arg(long)]
+    pub sbom: bool,
+    /// Attach how the image was made
+    #[arg(long, value_enum, default_value_t = Provenance::None)]
+    pub provenance: Provenance,
     /// Labels of the nodes that get the image, such as pool=web; '' is every node [default: the node that builds, or
     /// none with --push]
     #[arg(long, value_name = "SELECTOR")]

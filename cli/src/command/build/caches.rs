@@ -22,7 +22,7 @@ const NAME: &str = "latest";
 
 /// Where a cache is.
 #[derive(Debug, Clone, PartialEq)]
-enum Place {
+pub enum Place {
     /// In a registry.
     Registry(Reference),
     /// In a folder, under a name.
@@ -128,7 +128,8 @@ impl std::fmt::Display for Place {
     }
 }
 
-fn from(text: &str) -> Result<Place> {
+/// Reads a `--cache-from`.
+pub fn from(text: &str) -> Result<Place> {
     // `--cache-from IMAGE` is docker's short form.
     if !text.contains('=') {
         return Ok(Place::Registry(text.parse()?));
@@ -140,7 +141,8 @@ fn from(text: &str) -> Result<Place> {
     Ok(place)
 }
 
-fn to(text: &str) -> Result<(Place, bool)> {
+/// Reads a `--cache-to`; whether every stage goes there.
+pub fn to(text: &str) -> Result<(Place, bool)> {
     if !text.contains('=') {
         return Ok((Place::Registry(text.parse()?), false));
     }

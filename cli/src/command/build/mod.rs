@@ -4,7 +4,7 @@
 //! the machine dies with it.
 
 mod bases;
-mod caches;
+pub(super) mod caches;
 mod failure;
 pub(super) mod inputs;
 mod machine;
@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use cloister_build::client::{self, Layout, NoCache, Offer, Solve, Solved};
+use cloister_build::client::{self, Attestation, Layout, NoCache, Offer, Solve, Solved};
 use cloister_build::context::Context;
 use cloister_build::job::{self, Base, Delivery, Job};
 use cloister_build::output::Output;
@@ -29,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::inputs::{Destination, Inputs};
 use self::parts::Parts;
-use crate::args::build::{BuildArgs, Network, ProgressMode};
+use crate::args::build::{BuildArgs, Network, ProgressMode, Provenance};
 use crate::args::{Format, Global};
 use crate::paths::Root;
 use crate::progress::Shown;
@@ -173,6 +173,10 @@ async fn build(
         labels: inputs.labels.clone(),
         platforms: args.registry.platform.clone().into_iter().collect(),
         no_cache: if args.no_cache { NoCache::All } else { NoCache::Off },
+        attestations: match args.provenance {
+            Provenance::None => Vec::new(),
+            wanted => vec![Attestation::Provenance { max: wanted == Provenance::Max }],
+        },
         deadline: args.timeout.map(Duration::from_secs),
         ..Solve::default()
     };

@@ -1,15 +1,18 @@
 //! The ImageBuild that a command line means.
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use cloister_crds::{
-    BuildArg, BuildCache, BuildSecret, ImageBuild, ImageBuildSpec, Network, PushOutput, SecretRef,
+    Attestations, BuildArg, BuildCache, BuildSecret, CacheExport, CacheMode, ImageBuild, ImageBuildSpec,
+    Network, Provenance, PushOutput, SecretRef,
 };
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use serde_json::json;
 
 use super::pack::Packed;
 use super::selector;
 use crate::args::build;
 use crate::args::kube::KubeBuildArgs;
+use crate::command::build::caches::{self, Place};
 use crate::command::build::inputs::pairs;
 
 /// Makes it; `secrets` are those of the cluster.
@@ -36,7 +39,15 @@ pub fn object(
         build::Network::None => Network::None,
         build::Network::Egress => Network::Egress,
     };
-    spec.cache = BuildCache { key: args.cache_key.clone(), disabled: args.no_cache, ..BuildCache::default() };
+    spec.cache = cache(args)?;
+    spec.image_pull_secrets = args.pull_secrets.iter().map(|name| SecretRef { name: name.clone() }).collect();
+    let provenance = match args.provenance {
+        build::Provenance::None => Provenance::None,
+        build::Provenance::Min => Provenance::Min,
+        build::Provenance::Max => Provenance::Max,
+    };
+    let attested = args.sbom || provenance != Provenance::None;
+    spec.attestations = attested.then_some(Attestations { sbom: args.sbom, provenance });
     spec.output.nodes = args.nodes.as_deref().map(selector::parse).transpose()?;
     spec.output.push = args.push.as_ref().map(|registry| PushOutput {
         registry: Some(registry.clone()),
@@ -48,6 +59,26 @@ pub fn object(
     let mut build = ImageBuild::new(name, spec);
     build.metadata.namespace = namespace.map(str::to_owned);
     Ok(build)
+}
+
+fn cache(args: &KubeBuildArgs) -> Result<BuildCache> {
+    let image = |place| match place {
+        Place::Registry(reference) => Ok(reference.to_string()),
+        Place::Folder(path, _) => {
+            bail!("{}: a build in a cluster has its caches in registries", path.display())
+        }
+    };
+    let to = args.cache_to.iter().map(|text| {
+        let (place, max) = caches::to(text)?;
+        Ok(CacheExport { image: image(place)?, mode: if max { CacheMode::Max } else { CacheMode::Min } })
+    });
+    Ok(BuildCache {
+        key: args.cache_key.clone(),
+        size: args.cache_size.clone().map(Quantity),
+        disabled: args.no_cache,
+        from: args.cache_from.iter().map(|text| image(caches::from(text)?)).collect::<Result<_>>()?,
+        to: to.collect::<Result<_>>()?,
+    })
 }
 
 #[cfg(test)]
@@ -80,8 +111,20 @@ mod tests {
     fn every_flag_has_its_field() {
         let line = "k -n team build -t registry.example.com/team/app:1.4 -t app --target run --build-arg A=1=2 \
                     --label team=web --secret id=token,secret=tokens/npm --ssh id=default,secret=deploy/ssh-privatekey \
-                    --platform linux/amd64,linux/arm64 --network egress --cache-key web --no-cache --nodes pool=web,!old \
+                    --platform linux/amd64,linux/arm64 --network egress --cache-key web --cache-size 20Gi --cache-from r.test/app:cache --cache-to type=registry,ref=r.test/app:cache,mode=max \
+                    --no-cache --pull-secret bases --sbom --provenance max --nodes pool=web,!old \
                     --push registry.example.com/team --push-secret robot --timeout 90m .";
         assert_eq!(yaml(line), include_str!("golden/full.yaml"));
+    }
+
+    #[test]
+    fn a_cache_in_a_folder_is_of_no_use_there() {
+        let cli =
+            KubeCli::try_parse_from("k build -t app --cache-to type=local,dest=c .".split(' ')).unwrap();
+        let KubeCommand::Build(args) = cli.command else { panic!() };
+        assert_eq!(
+            cache(&args).unwrap_err().to_string(),
+            "c: a build in a cluster has its caches in registries"
+        );
     }
 }
