@@ -12,6 +12,7 @@ mod events;
 mod failure;
 mod info;
 mod io;
+mod lasting;
 mod logging;
 mod metrics;
 mod options;

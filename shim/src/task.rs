@@ -21,6 +21,7 @@ use tracing::{Instrument, info_span};
 use crate::events::timestamp;
 use crate::failure::{Failure, Result};
 use crate::io::Names;
+use crate::lasting::to_its_end;
 use crate::pod::{NewContainer, Pod};
 use crate::process::{End, State};
 
@@ -163,7 +164,10 @@ impl Task for Service {
     }
 
     async fn delete(&self, _ctx: &TtrpcContext, req: DeleteRequest) -> TtrpcResult<DeleteResponse> {
-        self.call("delete", &req.id, self.delete_of(&req)).await
+        // containerd waits ten seconds and the server gives the call up with it: what is half taken away could never be deleted.
+        let service = Self(Arc::clone(&self.0));
+        let delete = async move { service.call("delete", &req.id, service.delete_of(&req)).await };
+        to_its_end(delete).await.map_err(Failure::other)?
     }
 
     async fn pids(&self, _ctx: &TtrpcContext, req: PidsRequest) -> TtrpcResult<PidsResponse> {
