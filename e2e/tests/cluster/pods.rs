@@ -10,7 +10,7 @@ use cloister_e2e::cluster::Node;
 use cloister_e2e::pod_images::BUSYBOX;
 
 /// How long a microVM and a kubelet may take until a pod is ready, for kubectl.
-pub const READY: &str = "--timeout=180s";
+const READY: &str = "--timeout=180s";
 /// How long a container's output may take to be in its log.
 const FIRST_LINE: Duration = Duration::from_secs(20);
 /// How soon nothing may be left of pods whose objects are gone; a kubelet looks for their folders now and then.
@@ -32,28 +32,27 @@ pub fn with_nodes(test: impl FnOnce(&Cluster, &[Node]) -> Result<()>) {
     }
 }
 
-/// A pod of one busybox container on a node; `more` are further lines of the container.
-pub fn pod(name: &str, node: &str, restart: &str, script: &str, more: &str) -> String {
+/// A pod of one busybox container on the node whose name it has.
+fn pod(name: &str, script: &str) -> String {
     format!(
         "apiVersion: v1
 kind: Pod
 metadata: {{name: {name}}}
 spec:
   runtimeClassName: cloister
-  nodeSelector: {{kubernetes.io/hostname: {node}}}
-  restartPolicy: {restart}
+  nodeSelector: {{kubernetes.io/hostname: {name}}}
   terminationGracePeriodSeconds: 2
   containers:
   - name: main
     image: {BUSYBOX}
     imagePullPolicy: Never
     command: [sh, -c, {script:?}]
-{more}"
+"
     )
 }
 
 /// What a pod has written, once it ends in a whole line.
-pub fn log(cluster: &Cluster, name: &str) -> Result<String> {
+fn log(cluster: &Cluster, name: &str) -> Result<String> {
     wait_for(&format!("the log of {name}"), FIRST_LINE, || {
         let log = cluster.kubectl(&["logs", name])?;
         Ok(log.ends_with('\n').then_some(log))
@@ -66,7 +65,7 @@ fn pods_run_in_microvms_on_each_node() {
         let script = "echo \"up on $(uname -r)\"; while :; do hostname | nc -l -p 80; done";
         for node in nodes {
             let name = node.name();
-            cluster.apply(&pod(name, name, "Always", script, ""))?;
+            cluster.apply(&pod(name, script))?;
         }
         let machine = fs::read_to_string("/proc/sys/kernel/osrelease")?;
         for node in nodes {
