@@ -17,7 +17,8 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 use kube::CustomResourceExt;
 
 /// The command that writes [`yaml`] to the file that is installed.
-pub const REGENERATE: &str = "cargo run -p cloister-crds > crds/yaml/cloister.dev_imagebuilds.yaml";
+pub const REGENERATE: &str =
+    "cargo run -p cloister-crds > charts/cloister-crds/files/cloister.dev_imagebuilds.yaml";
 
 /// A definition could not be written.
 #[derive(Debug, thiserror::Error)]

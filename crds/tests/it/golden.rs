@@ -7,7 +7,7 @@ use serde_json::Value;
 #[test]
 fn the_file_is_what_the_types_make() {
     let made = cloister_crds::yaml().unwrap();
-    assert!(made == GOLDEN, "crds/yaml is not what the types make: run `{}`", cloister_crds::REGENERATE);
+    assert!(made == GOLDEN, "the definition is not what the types make: run `{}`", cloister_crds::REGENERATE);
 }
 
 #[test]

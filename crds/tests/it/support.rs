@@ -5,7 +5,7 @@ use regex::Regex;
 use serde_json::Value;
 
 /// The file that is installed.
-pub const GOLDEN: &str = include_str!("../../yaml/cloister.dev_imagebuilds.yaml");
+pub const GOLDEN: &str = include_str!("../../../charts/cloister-crds/files/cloister.dev_imagebuilds.yaml");
 
 /// YAML as Kubernetes reads it: `0755` is octal.
 pub fn parse(yaml: &str) -> Value {

@@ -66,7 +66,7 @@ impl Cluster {
 
     /// Installs ImageBuild's definition and waits until the API server serves it.
     pub fn install_definition(&self) -> Result<()> {
-        let file = checkout().join("crds/yaml/cloister.dev_imagebuilds.yaml");
+        let file = checkout().join("charts/cloister-crds/files/cloister.dev_imagebuilds.yaml");
         // Rules in CEL came with 1.25: this API server drops them, and kubectl would rather refuse.
         self.kubectl(&["apply", "--validate=false", "-f", &file.to_string_lossy()])?;
         let definition = "crd/imagebuilds.cloister.dev";

@@ -1,4 +1,4 @@
-//! `crds/yaml` in a real API server. It is of 1.20 and does not know CEL: those rules have tests in `crds`.
+//! The definition in a real API server. It is of 1.20 and does not know CEL: those rules have tests in `crds`.
 
 use std::fs;
 

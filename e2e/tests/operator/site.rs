@@ -29,7 +29,7 @@ impl Site {
         let cluster = Cluster::control_plane().unwrap();
         cluster.install_definition().unwrap();
         // An API server of 1.20 knows lists by key only in definitions without int-or-string (kubernetes#90902).
-        let file = checkout().join("crds/yaml/cloister.dev_imagebuilds.yaml");
+        let file = checkout().join("charts/cloister-crds/files/cloister.dev_imagebuilds.yaml");
         let definition = std::fs::read_to_string(file).unwrap();
         let definition = definition.replace("x-kubernetes-int-or-string: true", "type: string");
         let applied = cluster.kubectl_with(&["apply", "--validate=false", "-f", "-"], &definition).unwrap();
