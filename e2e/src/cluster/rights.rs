@@ -1,40 +1,25 @@
-//! What the programs of Cloister may do in a cluster: the tables of their documents, for users of the lab.
+//! What the programs of Cloister may do in a cluster: what the chart lets them, for users of the lab.
 
+use std::fs;
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use super::Cluster;
+use crate::lab::checkout;
 
 fn rule(group: &str, resource: &str, verbs: &[&str]) -> Value {
     json!({"apiGroups": [group], "resources": [resource], "verbs": verbs})
 }
 
-/// The rules of `cloister-operator`.
-fn operator() -> Vec<Value> {
-    vec![
-        rule("cloister.dev", "imagebuilds", &["get", "list", "watch", "patch", "delete"]),
-        rule("cloister.dev", "imagebuilds/status", &["patch"]),
-        rule("cloister.dev", "imagebuilds/finalizers", &["update"]),
-        rule("", "pods", &["get", "list", "watch", "create", "delete"]),
-        rule("", "configmaps", &["get", "create", "delete"]),
-        rule("", "nodes", &["list", "watch"]),
-        rule("scheduling.k8s.io", "priorityclasses", &["list", "watch"]),
-        rule("events.k8s.io", "events", &["create", "patch"]),
-        rule("coordination.k8s.io", "leases", &["get", "create", "update"]),
-    ]
-}
-
-/// The rules of `cloister-node builds`.
-fn node() -> Vec<Value> {
-    vec![
-        rule("cloister.dev", "imagebuilds", &["get", "list", "watch"]),
-        rule("cloister.dev", "imagebuilds/status", &["patch"]),
-        rule("", "pods", &["get", "list", "watch"]),
-        rule("", "nodes", &["get", "list", "watch"]),
-        rule("events.k8s.io", "events", &["create", "patch"]),
-    ]
+/// The rules that the chart gives one of its components.
+fn charted(component: &str) -> Result<Vec<Value>> {
+    let path = checkout().join("charts/cloister/files/rights.yaml");
+    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let all: Value = serde_saphyr::from_str(&text)?;
+    let scopes = ["cluster", "namespace"].map(|scope| &all[component][scope]);
+    Ok(scopes.into_iter().filter_map(Value::as_array).flatten().cloned().collect())
 }
 
 /// The rules of a user of `kubectl cloister`: the table of `docs/kubectl.md`.
@@ -75,8 +60,11 @@ impl Cluster {
                     "subjects": [{"apiGroup": group, "kind": kind, "name": name}]}),
             ]
         };
-        let items =
-            [grant("operator", operator(), "User"), grant("cloister-nodes", node(), "Group")].concat();
+        let items = [
+            grant("operator", charted("operator")?, "User"),
+            grant("cloister-nodes", charted("builds")?, "Group"),
+        ]
+        .concat();
         self.apply(&json!({"apiVersion": "v1", "kind": "List", "items": items}).to_string())?;
         Ok(())
     }
