@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz bench bench-builds check build guest kernel kernel-reproducible setup images builder cluster e2e-cluster
+.PHONY: help demo test fuzz bench bench-builds charts check build guest kernel kernel-reproducible setup images container-images builder cluster e2e-cluster
 
 GUEST := target/microvm
 export CLOISTER_KERNEL := $(CURDIR)/$(GUEST)
@@ -41,7 +41,10 @@ bench-builds: build builder ## builds in microVMs beside buildctl on the host: d
 bench: build images ## the figures of docs/performance.md, into target/bench.json
 	@scripts/bench.sh
 
-check: ## format, lint, documents, dependencies and licences
+charts: setup ## lint and render the charts, test the alerts (part of check)
+	@scripts/charts.sh
+
+check: ## format, lint, documents, charts, dependencies and licences
 	@scripts/setup.sh --ci
 	@scripts/check.sh
 
@@ -63,6 +66,9 @@ images: setup ## the Debian images that demo, tests and benchmarks use
 
 cluster: setup ## the programs of a small Kubernetes that tests start
 	@scripts/kubernetes.sh >/dev/null
+
+container-images: build builder ## the images that the charts run, in target/images, with their sizes
+	@scripts/container-images.sh
 
 builder: setup ## BuildKit, and the image of the microVM that builds images, from Debian's packages (10 minutes once)
 	@scripts/builder-image.sh >/dev/null

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Format, lint, documents, dependencies and licences.
+# Format, lint, documents, charts, dependencies and licences.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/common.sh
@@ -12,6 +12,8 @@ say "documents"
 RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --locked --quiet
 say "shell scripts parse"
 for script in $(git ls-files '*.sh') .ci/run; do bash -n "$script"; done
+say "charts"
+scripts/charts.sh
 deny=$(ls -d "$CACHE"/tools/cargo-deny-*/bin/cargo-deny 2>/dev/null | tail -n 1)
 if [ -n "$deny" ]; then
     say "dependencies and licences"

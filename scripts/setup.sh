@@ -50,7 +50,7 @@ missing() { # the packages of the list that are not installed
 packages() {
     local build=(build-essential linux-source-6.12 gcc-aarch64-linux-gnu bc bison flex libelf-dev libssl-dev libseccomp-dev libcap-ng-dev pkg-config cpio xz-utils zstd)
     local tests=(isal e2fsprogs mmdebstrap fdisk skopeo docker-registry attr libcap2-bin
-        containernetworking-plugins iproute2 iptables openssl git openssh-client)
+        containernetworking-plugins iproute2 iptables openssl git openssh-client python3-yaml python3-pip)
     local need
     mapfile -t need < <(missing "${build[@]}" "${tests[@]}")
     local qemu
@@ -151,6 +151,18 @@ program() {
     publish "$tmp" "$dir"
 }
 
+# Helm's own engine, which its makers publish as a library and others as a Python package: helm VERSION SHA256.
+helm() {
+    local version=$1 dir=$CACHE/tools/helm-$1 tmp
+    [ -d "$dir/helm_python" ] && { say "helm: present ($version)"; return 0; }
+    say "helm: installing $version"
+    tmp=$(mktemp -d "$CACHE/tools/.tmp.XXXXXX")
+    printf 'helm-python-sdk==%s --hash=sha256:%s\n' "$1" "$2" >"$tmp/wanted"
+    retry /usr/bin/python3 -m pip --quiet install --no-deps --only-binary :all: --require-hashes --target "$tmp" -r "$tmp/wanted" >>"$LOG" 2>&1
+    chmod 755 "$tmp"
+    publish "$tmp" "$dir"
+}
+
 mkdir -p "$CACHE/tools"
 exec 9>"$CACHE/tools/.lock"
 flock 9
@@ -166,6 +178,7 @@ unpacked etcd usr/bin/etcd 'etcd-server=3.4.*'
 unpacked kubectl usr/bin/kubectl 'kubectl=1.32.*'
 unpacked sshd usr/sbin/sshd 'openssh-server=1:9.2p1-*' 'libwrap0=7.6.q-*' # git over ssh; installed, it would start
 getent passwd sshd >/dev/null || as_root useradd --system --no-create-home --home-dir /run/sshd --shell /usr/sbin/nologin sshd
+helm 0.2.2 28cc13abaf134c3a7e37f070c939be8d9cdc9825c3c8b8b2d35161073bcd4578 # of Helm 4.2.3
 program virtiofsd 1.13.2
 command -v cargo-nextest >/dev/null || program cargo-nextest 0.9.143
 case ${1:-} in
