@@ -30,11 +30,21 @@ base() {
     install -D -m 644 /etc/ssl/certs/ca-certificates.crt "$base/etc/ssl/certs/ca-certificates.crt"
 }
 
+# parts CONTEXT CRATE…: what is in the image, beside it and in it.
+parts() {
+    local context=$1 name=${1##*/} folder=$1/base/usr/share/sbom
+    shift
+    mkdir -p "$folder"
+    scripts/sbom.py "cloister-$name" "$version" "$context/base" "$@" >"$out/$name.spdx.json"
+    install -m 644 "$out/$name.spdx.json" "$folder/"
+}
+
 operator() {
     local context=$out/operator
     base "$context"
     install "$release/cloister-operator" "$context/"
     libraries "$context/base" "$release/cloister-operator"
+    parts "$context" cloister-operator
 }
 
 # Sources of builds come by git over https and ssh, which git starts through a shell.
@@ -53,6 +63,7 @@ node() {
     install -D "$CACHE/tools/virtiofsd-1.13.2/bin/virtiofsd" "$context/runtime/libexec/virtiofsd"
     install "$release/cloister-node" "$context/"
     libraries "$context/base" "$release"/{cloister-node,cloister,containerd-shim-cloister-v2} /usr/bin/{git,ssh,ssh-agent,ssh-add} /bin/dash "$remote"
+    parts "$context" cloister-node cloister cloister-shim
 }
 
 cloister() { "$release/cloister" "$@" --root "$out/store"; }
