@@ -1,5 +1,6 @@
 #!/usr/bin/python3
 """check.py: the charts: linted, rendered for each file in ci/, and everything in them compared with what it speaks of."""
+import re
 import sys
 from pathlib import Path
 
@@ -39,9 +40,21 @@ def definitions(chart):
             yield f"{chart.name}: keep={keep} renders something else"
 
 
+def versions():
+    """The charts are of the programs' version, and name images of no other."""
+    version = re.search(r'^version = "(.*)"', (ROOT / "Cargo.toml").read_text(), re.MULTILINE)[1]
+    for path in sorted(ROOT.glob("charts/*/Chart.yaml")):
+        chart = yaml.safe_load(path.read_text())
+        found = {chart["version"], chart["appVersion"]}
+        found |= {image["image"].split(":")[1] for image in yaml.safe_load(chart["annotations"].get("artifacthub.io/images", "[]"))}
+        if found != {version}:
+            yield f"{path.relative_to(ROOT)} is of {', '.join(sorted(found))}, the programs of {version}"
+
+
 def main():
     chart = ROOT / "charts/cloister"
     wrong = [
+        *versions(),
         *(line for file in sorted(chart.glob("ci/*.yaml")) for line in rendered(chart, file)),
         *definitions(ROOT / "charts/cloister-crds"),
         *values.check(chart),
