@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use clap::Parser;
 use cloister_crds::ResourceList;
+use cloister_lease::Times;
 use jiff::SignedDuration;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
-use crate::lease::Times;
 use crate::plan::Settings;
 use crate::pod::PodSettings;
 use crate::quantity::thousandths;

@@ -4,7 +4,6 @@ pub mod cache;
 pub mod config;
 pub mod cron;
 pub mod execute;
-pub mod lease;
 pub mod ledger;
 pub mod metrics;
 pub mod names;

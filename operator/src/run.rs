@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use cloister_crds::ImageBuild;
+use cloister_lease::Election;
 use cloister_pages::{Page, Pages};
 use futures::FutureExt;
 use futures::stream::{self, StreamExt};
@@ -22,7 +23,6 @@ use tokio::sync::mpsc;
 
 use crate::cache::{Cache, Wakes};
 use crate::config::Args;
-use crate::lease::Election;
 use crate::metrics::Metrics;
 use crate::plan::is_running;
 use crate::reconcile::{self, Context};

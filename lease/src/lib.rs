@@ -1,5 +1,5 @@
-//! Who of several replicas acts: the holder of a Lease. Clocks are not compared: a lease counts as given up when it
-//! has not changed for its duration, as this process saw it.
+//! Who of several processes acts: the holder of a Kubernetes Lease. Clocks are not compared: a lease counts as given up
+//! when it has not changed for its duration, as this process saw it.
 
 use std::time::Duration;
 
