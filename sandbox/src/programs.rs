@@ -20,21 +20,31 @@ const VIRTIOFSD: [&str; 4] = [
     "/usr/local/libexec/virtiofsd",
 ];
 
+/// What belongs to the installation that this program is part of: `FOLDER/bin/PROGRAM` has it at `FOLDER/path`. So several
+/// versions can be on one node.
+pub fn beside(path: &str) -> Option<PathBuf> {
+    let program = env::current_exe().ok()?;
+    let found = program.parent()?.parent()?.join(path);
+    found.exists().then_some(found)
+}
+
 /// QEMU's system emulator for this machine's architecture.
 pub fn qemu() -> Option<PathBuf> {
     let name = if cfg!(target_arch = "aarch64") { "qemu-system-aarch64" } else { "qemu-system-x86_64" };
-    from_variable("CLOISTER_QEMU").or_else(|| in_path(name))
+    from_variable("CLOISTER_QEMU").or_else(|| beside(&format!("bin/{name}"))).or_else(|| in_path(name))
 }
 
 /// The firmware that only starts a kernel.
 pub fn firmware() -> Option<PathBuf> {
     from_variable("CLOISTER_FIRMWARE")
+        .or_else(|| beside("share/qemu/qboot.rom"))
         .or_else(|| FIRMWARE.iter().map(PathBuf::from).find(|path| path.is_file()))
 }
 
 /// The daemon that shares folders.
 pub fn virtiofsd() -> Option<PathBuf> {
     from_variable("CLOISTER_VIRTIOFSD")
+        .or_else(|| beside("libexec/virtiofsd"))
         .or_else(|| in_path("virtiofsd"))
         .or_else(|| VIRTIOFSD.iter().map(PathBuf::from).find(|path| path.is_file()))
 }

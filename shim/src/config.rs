@@ -125,7 +125,8 @@ impl Config {
     /// The guest's kernel.
     pub fn kernel(&self) -> Result<Kernel> {
         let named = std::env::var_os("CLOISTER_KERNEL").map(PathBuf::from);
-        let folders = named.into_iter().chain(self.kernel.clone()).chain(KERNELS.map(PathBuf::from));
+        let found = programs::beside("share/cloister/kernel").into_iter().chain(KERNELS.map(PathBuf::from));
+        let folders = named.into_iter().chain(self.kernel.clone()).chain(found);
         for folder in folders {
             let kernel = Kernel { vmlinux: folder.join("vmlinux"), initramfs: folder.join("initramfs") };
             if kernel.vmlinux.is_file() && kernel.initramfs.is_file() {

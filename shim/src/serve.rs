@@ -1,18 +1,21 @@
 //! The process that serves one pod.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
+use cloister_sandbox::programs;
 use containerd_shim::Flags;
 use containerd_shim::protos::sandbox_async::create_sandbox;
 use containerd_shim::protos::shim_async::create_task;
 use containerd_shim::protos::ttrpc::r#async::Server;
 use containerd_shim::protos::ttrpc::r#async::Service;
 use containerd_shim::protos::ttrpc::r#async::transport::Listener;
+use rustix::fs::{FlockOperation, flock};
 use rustix::mount::{MountPropagationFlags, mount_change};
 use rustix::thread::UnshareFlags;
 use tokio::signal::unix::{SignalKind, signal};
@@ -37,6 +40,7 @@ pub fn run(flags: &Flags) -> Result<()> {
     let listener = inherited_listener().context("cannot use the socket that `start` made")?;
     // Before any thread exists: every mount of the pod vanishes with this process.
     isolate_mounts().context("cannot make a mount namespace")?;
+    let _version = hold_version();
     let config = Config::load()?;
     let level = logging::start(Path::new("log"), &config.log, flags.debug)?;
     std::env::set_current_dir("/").context("cannot leave the bundle")?;
@@ -48,6 +52,13 @@ pub fn run(flags: &Flags) -> Result<()> {
     // Threads that wait for a reader that never comes must not keep the process.
     runtime.shutdown_background();
     outcome
+}
+
+/// Keeps the installation that this program is part of for as long as the pod lives: `cloister-node install` removes a
+/// version when nobody holds its `lock`.
+fn hold_version() -> Option<File> {
+    let lock = File::open(programs::beside("lock")?).ok()?;
+    flock(&lock, FlockOperation::NonBlockingLockShared).ok().map(|()| lock)
 }
 
 async fn serve(flags: &Flags, config: Config, listener: UnixListener, level: Level) -> Result<()> {

@@ -35,7 +35,7 @@ pub struct Setup {
     pub hostname: String,
     /// Kernel settings of the pod.
     pub sysctls: HashMap<String, String>,
-    /// Its network namespace; `None` for a container without any network.
+    /// Its network namespace; `None` for a pod without any network.
     pub netns: Option<PathBuf>,
     /// Its cgroup, as a runtime specification names one.
     pub cgroup: String,
@@ -105,8 +105,8 @@ impl Setup {
         let network = spec::namespace(spec, LinuxNamespaceType::Network);
         let netns =
             network.and_then(|network| network.path().clone()).filter(|path| !path.as_os_str().is_empty());
-        // The CRI plugin always names the namespace it made.
-        if network.is_none() || (kind == Kind::Sandbox && netns.is_none()) {
+        // One without a path is new: nothing leads out of it. The CRI plugin names the one that CNI plugins filled.
+        if network.is_none() {
             return Err(Refused::Network.into());
         }
         if kind == Kind::Sandbox && spec::namespace(spec, LinuxNamespaceType::Ipc).is_none() {
@@ -206,15 +206,12 @@ mod tests {
     fn what_is_the_hosts_is_refused_by_its_name() {
         let network = r#",{"type":"network","path":"/n"}"#;
         let user = format!(r#"{network},{{"type":"ipc"}},{{"type":"user"}}"#);
-        for (namespaces, name) in [
-            ("", "hostNetwork"),
-            (r#",{"type":"ipc"},{"type":"network"}"#, "hostNetwork"),
-            (network, "hostIPC"),
-            (&user, "hostUsers: false"),
-        ] {
+        for (namespaces, name) in [("", "hostNetwork"), (network, "hostIPC"), (&user, "hostUsers: false")] {
             let error = Setup::from_spec(Kind::Sandbox, &spec(namespaces, "")).unwrap_err().to_string();
             assert!(error.starts_with(name) && error.contains("another runtime class"), "{error}");
         }
+        let none = spec(r#",{"type":"ipc"},{"type":"network"}"#, "");
+        assert_eq!(Setup::from_spec(Kind::Sandbox, &none).unwrap().netns, None);
         assert!(Setup::from_spec(Kind::Single, &spec(r#",{"type":"network"}"#, "")).is_ok());
         assert!(Setup::from_spec(Kind::Single, &spec(&user, "")).is_err());
     }
