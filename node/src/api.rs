@@ -5,6 +5,8 @@ mod generated {
     include!(concat!(env!("OUT_DIR"), "/api.rs"));
 }
 
-pub use generated::containerd::services::{containers, content, diff, events, images, leases, snapshots};
+pub use generated::containerd::services::{
+    containers, content, diff, events, images, leases, snapshots, tasks,
+};
 pub use generated::containerd::types;
 pub use generated::runtime::v1 as cri;

@@ -12,6 +12,7 @@ use crate::builds;
 use crate::config::Config;
 use crate::containerd::Containerd;
 use crate::import::{Importer, Ready, Request};
+use crate::install;
 
 /// What to do.
 #[derive(Debug, Subcommand)]
@@ -21,6 +22,10 @@ pub enum Command {
     /// The images of builds in containerd's image store
     #[command(subcommand)]
     Image(Image),
+    /// Put the runtime on this node and have containerd know it
+    Install(install::Install),
+    /// Give containerd its configuration back and remove the runtime
+    Uninstall(install::Uninstall),
 }
 
 /// What to do with images.
@@ -104,6 +109,8 @@ pub async fn run(command: Command, config: Config) -> Result<()> {
     match command {
         Command::Builds(args) => builds::run(args, config).await,
         Command::Image(command) => image(command, &config).await,
+        Command::Install(args) => install::install(&args, &config).await,
+        Command::Uninstall(args) => install::uninstall(&args, &config).await,
     }
 }
 

@@ -6,7 +6,9 @@ pub mod cri;
 pub mod events;
 pub mod images;
 pub mod leases;
+pub mod runtime;
 pub mod scope;
+pub mod tasks;
 pub mod unpack;
 
 use std::path::PathBuf;

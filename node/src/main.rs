@@ -4,6 +4,7 @@
 mod api;
 mod blocking;
 mod builds;
+mod cluster;
 mod command;
 mod config;
 mod containerd;
@@ -12,6 +13,7 @@ mod differ;
 mod distribute;
 mod error;
 mod import;
+mod install;
 mod listen;
 mod metrics;
 mod mounts;

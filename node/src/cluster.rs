@@ -31,6 +31,15 @@ impl Cluster {
         Ok(name)
     }
 
+    /// The same where there may be no cluster: `None` without credentials that were given to this process.
+    pub async fn found(&self) -> Result<Option<Client>> {
+        let given = ["KUBECONFIG", "KUBERNETES_SERVICE_HOST"].map(std::env::var_os);
+        if self.kubeconfig.is_none() && given.iter().all(Option::is_none) {
+            return Ok(None);
+        }
+        self.client().await.map(Some)
+    }
+
     /// A client with this node's credentials.
     pub async fn client(&self) -> Result<Client> {
         let config = match &self.kubeconfig {
