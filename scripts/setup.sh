@@ -50,7 +50,8 @@ missing() { # the packages of the list that are not installed
 packages() {
     local build=(build-essential linux-source-6.12 gcc-aarch64-linux-gnu bc bison flex libelf-dev libssl-dev libseccomp-dev libcap-ng-dev pkg-config cpio xz-utils zstd)
     local tests=(isal e2fsprogs mmdebstrap fdisk skopeo docker-registry attr libcap2-bin
-        containernetworking-plugins iproute2 iptables openssl git openssh-client python3-yaml python3-pip)
+        containernetworking-plugins iproute2 iptables openssl git openssh-client python3-yaml python3-pip
+        systemd dbus-daemon dbus-system-bus-common) # restarts of containerd, asked for over the system bus
     local need
     mapfile -t need < <(missing "${build[@]}" "${tests[@]}")
     local qemu

@@ -93,22 +93,7 @@ impl Containerd {
         images: &[&str],
         subnets: Subnets,
     ) -> Result<Containerd> {
-        sweep::dead_labs()?;
-        let root = tempfile::Builder::new().prefix(sweep::PREFIX).tempdir()?;
-        sweep::claim(root.path())?;
-        let id = root.path().file_name().map(|n| n.to_string_lossy().into_owned()).context("no name")?;
-        for folder in ["logs", "kubelet", "cni", "node"] {
-            fs::create_dir(root.path().join(folder))?;
-        }
-        let lab = Containerd {
-            cell: Cell::new()?,
-            cri: Cri::new(&root.path().join("containerd.sock"))?,
-            version,
-            daemon: Mutex::default(),
-            node: Mutex::default(),
-            id,
-            root,
-        };
+        let lab = Self::stopped(version)?;
         let with_node = microvms && node::binary().exists();
         config::write(lab.root(), version, with_node, subnets)?;
         node::configure(lab.root(), &node::Shim::default())?;
@@ -116,13 +101,39 @@ impl Containerd {
             lab.start_node()?;
         }
         lab.start_daemon()?;
+        lab.import(images)?;
+        Ok(lab)
+    }
+
+    /// A lab in which nothing runs and nothing is configured.
+    pub fn stopped(version: Version) -> Result<Containerd> {
+        sweep::dead_labs()?;
+        let root = tempfile::Builder::new().prefix(sweep::PREFIX).tempdir()?;
+        sweep::claim(root.path())?;
+        let id = root.path().file_name().map(|n| n.to_string_lossy().into_owned()).context("no name")?;
+        for folder in ["logs", "kubelet", "cni", "node"] {
+            fs::create_dir(root.path().join(folder))?;
+        }
+        Ok(Containerd {
+            cell: Cell::new()?,
+            cri: Cri::new(&root.path().join("containerd.sock"))?,
+            version,
+            daemon: Mutex::default(),
+            node: Mutex::default(),
+            id,
+            root,
+        })
+    }
+
+    /// Imports these images.
+    pub fn import(&self, images: &[&str]) -> Result<()> {
         for archive in pod_images::archives(images)? {
-            lab.ctr(&["images", "import", &archive.to_string_lossy()])?;
+            self.ctr(&["images", "import", &archive.to_string_lossy()])?;
         }
         for name in images {
-            wait_for(&format!("image {name}"), DAEMON, || Ok(lab.image(name)?.map(drop)))?;
+            wait_for(&format!("image {name}"), DAEMON, || Ok(self.image(name)?.map(drop)))?;
         }
-        Ok(lab)
+        Ok(())
     }
 
     /// The lab's folder on disk.
@@ -142,13 +153,12 @@ impl Containerd {
 
     /// Starts the daemon and waits until it is ready for pods.
     pub fn start_daemon(&self) -> Result<()> {
-        let programs = programs(self.version)?;
-        let mut command = Command::new(programs.join("containerd"));
+        let mut command = Command::new(programs(self.version)?.join("containerd"));
         command
             .arg("--config")
             .arg(self.root().join("containerd.toml"))
             .stdin(Stdio::null())
-            .env("PATH", path(&[programs, lab_sbin()?, target_dir()])?)
+            .env("PATH", path(&[programs(self.version)?, lab_sbin()?, target_dir()])?)
             // It would come before the configuration's.
             .env_remove("CLOISTER_KERNEL")
             .envs(node::environment(self.root()));
@@ -162,6 +172,23 @@ impl Containerd {
             Ok(self.cri.ready().ok())
         })
         .with_context(|| self.log_tail("containerd.log", 20))
+    }
+
+    /// The text of a systemd unit that is this containerd, with no shim of ours in its PATH.
+    pub fn unit(&self) -> Result<String> {
+        let programs = programs(self.version)?;
+        let path = path(&[programs.clone(), lab_sbin()?])?;
+        let config = self.root().join("containerd.toml");
+        let log = self.root().join("containerd.log");
+        Ok(format!(
+            "[Unit]\nDefaultDependencies=no\n[Service]\nType=notify\nKillMode=process\nEnvironment=PATH={}\n\
+             Environment=CLOISTER_CONFIG={}\nExecStart={} --config {}\nStandardOutput=append:{log}\nStandardError=append:{log}\n",
+            path.to_string_lossy(),
+            self.root().join("config.toml").display(),
+            programs.join("containerd").display(),
+            config.display(),
+            log = log.display(),
+        ))
     }
 
     fn spawn_logged(&self, command: &mut Command, log: &str) -> Result<Child> {

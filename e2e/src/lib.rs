@@ -15,6 +15,7 @@ pub mod pod_images;
 pub mod rig;
 pub mod stats;
 pub mod sweep;
+pub mod systemd;
 pub mod traces;
 
 pub use cluster::Cluster;

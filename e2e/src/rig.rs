@@ -65,8 +65,12 @@ fn fail(reason: &str) -> ! {
 impl Rig {
     /// Starts a lab with these images.
     pub fn start(version: Version, handler: Handler, images: &[&str]) -> Result<Rig> {
-        let lab = Containerd::start(version, handler.needs_node(), images)?;
-        Ok(Rig { lab, handler, counter: AtomicU32::new(0) })
+        Ok(Self::of(Containerd::start(version, handler.needs_node(), images)?, handler))
+    }
+
+    /// Pods of a handler in a lab that is there.
+    pub fn of(lab: Containerd, handler: Handler) -> Rig {
+        Rig { lab, handler, counter: AtomicU32::new(0) }
     }
 
     /// A number not used before in this lab.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use super::{Cluster, Daemon, kubelet, network};
-use crate::cell::wait_for;
+use crate::cell::{Cell, wait_for};
 use crate::containerd::config::Subnets;
 use crate::containerd::{Containerd, Version};
 use crate::pod_images::{BUSYBOX, PAUSE};
@@ -26,6 +26,11 @@ pub struct Node {
 }
 
 impl Cluster {
+    /// Connects a cell to the API server, for whatever a node without a kubelet runs.
+    pub fn join(&self, cell: &Cell) -> Result<()> {
+        network::connect(self.cell(), cell, self.nodes.fetch_add(1, Ordering::Relaxed) + 1)
+    }
+
     /// Starts the controllers and a node of each containerd version, `one` and `two`, with busybox.
     pub fn two_nodes(&self) -> Result<Vec<Node>> {
         self.start_controllers()?;

@@ -49,7 +49,7 @@ impl Cluster {
         self.kubeconfig_of("dev", &[])
     }
 
-    /// Gives the user `operator` and the group `cloister-nodes` the rights of these programs.
+    /// Gives the user `operator` and the groups `cloister-nodes` and `cloister-installers` the rights of these programs.
     pub fn grant_rights(&self) -> Result<()> {
         let (version, group) = ("rbac.authorization.k8s.io/v1", "rbac.authorization.k8s.io");
         let grant = |name: &str, rules: Vec<Value>, kind: &str| {
@@ -63,6 +63,7 @@ impl Cluster {
         let items = [
             grant("operator", charted("operator")?, "User"),
             grant("cloister-nodes", charted("builds")?, "Group"),
+            grant("cloister-installers", charted("node")?, "Group"),
         ]
         .concat();
         self.apply(&json!({"apiVersion": "v1", "kind": "List", "items": items}).to_string())?;

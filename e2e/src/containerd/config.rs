@@ -37,11 +37,16 @@ pub fn write(root: &Path, version: Version, with_node: bool, subnets: Subnets) -
         Version::V2_1 => v3_dialect(root, with_node),
     };
     fs::write(root.join("containerd.toml"), text)?;
-    fs::write(root.join("cni/10-lab.conflist"), network(root, subnets))?;
+    write_network(root, subnets)?;
     let mirrors = root.join("certs.d/_default");
     fs::create_dir_all(&mirrors)?;
     fs::write(mirrors.join("hosts.toml"), format!("server = \"http://{REGISTRY}\"\n"))?;
     Ok(())
+}
+
+/// Writes the CNI network alone.
+pub fn write_network(root: &Path, subnets: Subnets) -> Result<()> {
+    Ok(fs::write(root.join("cni/10-lab.conflist"), network(root, subnets))?)
 }
 
 /// Bridge, dual stack, host ports and bandwidth limits. Everything is in the cell's network namespace, so names and
