@@ -72,7 +72,7 @@ def template(args):
 
 
 def package(args):
-    print(helm.package(args.first, args.second))
+    print(helm.package(args.first, destination=args.second))
 
 
 def cluster(args):
