@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use cloister_e2e::Cluster;
 use cloister_e2e::cell::wait_for;
-use cloister_e2e::lab::checkout;
+use cloister_e2e::lab::{checkout, target_dir};
 use serde_json::Value;
 
 /// Kinds that the Prometheus operator defines, which is not there.
@@ -135,4 +135,41 @@ fn a_release_comes_changes_goes_back_and_goes() {
     cluster
         .get(&["crd/imagebuilds.cloister.dev"])
         .expect("the definition, and with it every ImageBuild, stays");
+}
+
+#[test]
+fn the_programs_take_what_the_chart_tells_them() {
+    let chart = charts().join("cloister");
+    let mut told = 0;
+    for file in fs::read_dir(chart.join("ci")).unwrap() {
+        let values = format!("--values={}", file.unwrap().path().display());
+        let mut helm = Command::new(checkout().join("scripts/charts/helm.py"));
+        let output = helm.args(["template", "cloister", text(&chart), &values]).output().unwrap();
+        let manifest = String::from_utf8(output.stdout).unwrap();
+        for document in manifest.split("\n---\n") {
+            let object: Value = serde_saphyr::from_str(document).unwrap();
+            let program = match object["kind"].as_str() {
+                Some("Deployment") => "cloister-operator",
+                Some("DaemonSet") => "cloister-node",
+                _ => continue,
+            };
+            let pod = &object["spec"]["template"]["spec"];
+            for container in
+                ["initContainers", "containers"].iter().flat_map(|list| pod[list].as_array()).flatten()
+            {
+                let args = container["args"].as_array().unwrap().iter().map(|arg| arg.as_str().unwrap());
+                // A flag before it that is not known, or does not take its value, is an error.
+                let output =
+                    Command::new(target_dir().join(program)).args(args).arg("--help").output().unwrap();
+                assert!(
+                    output.status.success(),
+                    "{}: {}",
+                    container["name"],
+                    String::from_utf8_lossy(&output.stderr)
+                );
+                told += 1;
+            }
+        }
+    }
+    assert!(told > 15, "{told} containers");
 }
