@@ -50,6 +50,9 @@ def check(documents, namespace):
             yield f"{name(document)} is in the wrong namespace"
         if document["metadata"]["labels"].get("app.kubernetes.io/name") != "cloister":
             yield f"{name(document)} has no labels"
+        for rule in document.get("rules", []):
+            if {"*", "secrets"} & {*rule["apiGroups"], *rule["resources"], *rule["verbs"]}:
+                yield f"{name(document)} may do too much: {rule}"
         if document["kind"].endswith("Binding"):
             for kind, wanted in [(document["roleRef"]["kind"], document["roleRef"]["name"])] + [
                 ("ServiceAccount", subject["name"]) for subject in document["subjects"]
@@ -68,6 +71,14 @@ def pod(document, metadata, spec, there):
     account = spec.get("serviceAccountName")
     if account and ("ServiceAccount", account) not in there:
         yield f"{where}: no ServiceAccount {account}"
+    host = {volume["hostPath"]["path"] for volume in spec.get("volumes", []) if "hostPath" in volume}
+    if host & {"/", "/etc", "/var", "/run", "/proc", "/sys", "/dev"} or {"hostPID", "hostIPC"} & spec.keys():
+        yield f"{where}: sees too much of its node"
+    context = spec.get("securityContext", {})
+    if document["kind"] == "Deployment" and (
+        host or not context.get("runAsNonRoot") or context.get("seccompProfile") != {"type": "RuntimeDefault"}
+    ):
+        yield f"{where} is not what Pod Security calls restricted"
     volumes = [volume["name"] for volume in spec.get("volumes", [])]
     containers = spec.get("initContainers", []) + spec["containers"]
     mounts = {mount["name"] for container in containers for mount in container.get("volumeMounts", [])}
