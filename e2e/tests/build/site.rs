@@ -145,3 +145,11 @@ impl Drop for Registry {
 pub fn text(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
+
+/// The instructions that a build has not done again; its base image is no instruction.
+pub fn cached(log: &str) -> Vec<&str> {
+    let done = log.lines().filter_map(|line| line.strip_suffix(" CACHED"));
+    let names =
+        done.filter_map(|step| log.lines().find_map(|line| line.strip_prefix(step)?.strip_prefix(" [")));
+    names.filter(|name| ["COPY", "RUN"].iter().any(|word| name.contains(word))).collect()
+}
