@@ -8,10 +8,11 @@ use anyhow::Result;
 /// How the folders and cgroups of labs are named.
 pub const PREFIX: &str = "cloister-pods-";
 
-/// Writes down whose lab this is.
+/// Writes down whose lab this is, at once: half of it would be nobody's.
 pub fn claim(root: &Path) -> Result<()> {
-    let pid = std::process::id();
-    Ok(fs::write(root.join("owner"), format!("{pid} {}", start_time(pid).unwrap_or_default()))?)
+    let (pid, half) = (std::process::id(), root.join("owner.half"));
+    fs::write(&half, format!("{pid} {}", start_time(pid).unwrap_or_default()))?;
+    Ok(fs::rename(half, root.join("owner"))?)
 }
 
 /// Removes the folders and cgroups of labs whose owner is gone; their namespaces went with it.
