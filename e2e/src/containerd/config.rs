@@ -98,9 +98,6 @@ state = "/run/containerd"
   level = "info"
 [plugins."io.containerd.internal.v1.opt"]
   path = "{root}/opt"
-# By default a collection of 100 ms is followed by a pause of 5 s, and tests look whether anything is left.
-[plugins."io.containerd.gc.v1.scheduler"]
-  pause_threshold = 0.5
 "#
     )
 }
