@@ -251,6 +251,12 @@ impl Containerd {
         self.cell.run(&program.to_string_lossy(), &[&["-a", &socket, "-n", "k8s.io"], args].concat())
     }
 
+    /// Has containerd collect its garbage. What is removed while it does so by itself, it forgets until the next time.
+    pub fn collect_garbage(&self) -> Result<()> {
+        let lease = self.ctr(&["leases", "create"])?;
+        self.ctr(&["leases", "delete", "--sync", lease.trim()]).map(drop)
+    }
+
     /// The image's ID in the CRI, when it is known there.
     pub fn image(&self, name: &str) -> Result<Option<api::Image>> {
         let spec = api::ImageSpec { image: name.to_owned(), ..api::ImageSpec::default() };

@@ -131,6 +131,7 @@ impl Rig {
     /// Removes the pods and compares: nothing of them may be left.
     pub fn finish(&self) -> Result<()> {
         self.remove_pods()?;
+        self.lab.collect_garbage()?;
         let left = Traces::settled(&self.lab, GONE)?;
         if !left.is_empty() {
             bail!("left behind: {left:#?}");
