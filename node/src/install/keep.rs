@@ -81,7 +81,10 @@ async fn work(args: &Install, config: &Config, ready: &Ready, stop: &Cancellatio
     let mut proven = false;
     loop {
         let look = async {
-            installed.prune().await?;
+            // A folder too many keeps no microVM from booting.
+            if let Err(reason) = installed.prune().await {
+                warn!("{reason:#}");
+            }
             installed.check().await?;
             if !proven {
                 proof::boot(&installed.containerd, &installed.shim).await?;

@@ -18,6 +18,9 @@ const LOCK: &str = "lock";
 /// How long a version stays after it was last chosen: a shim that is starting from it has not locked it yet.
 const GRACE: Duration = Duration::from_secs(600);
 
+/// How the name of a version begins that is being removed.
+const GONE: &str = ".gone-";
+
 /// The folder with all versions.
 #[derive(Debug, Clone)]
 pub struct Versions(PathBuf);
@@ -86,7 +89,9 @@ impl Versions {
             let entry = entry?;
             let name = entry.file_name().to_string_lossy().into_owned();
             let chosen = current.as_deref().and_then(Path::file_name) == Some(entry.file_name().as_os_str());
-            let age = entry.metadata()?.modified()?.elapsed().unwrap_or_default();
+            // What a removal had left went with the version of its name.
+            let Ok(metadata) = entry.metadata() else { continue };
+            let age = metadata.modified()?.elapsed().unwrap_or_default();
             if !chosen && age >= GRACE && !in_use(&entry.path())? {
                 remove(&entry.path())?;
                 removed.push(name);
@@ -126,10 +131,19 @@ fn in_use(version: &Path) -> Result<bool> {
     }
 }
 
-/// Takes a folder out of sight first: half a version must never be found.
+/// Takes a folder out of sight first: half a version must never be found. What an interrupted removal left of it goes too.
 fn remove(version: &Path) -> Result<()> {
-    let gone = version.with_file_name(format!(".gone-{}", std::process::id()));
-    fs::rename(version, &gone).with_context(|| format!("cannot move {}", version.display()))?;
+    let name = version.file_name().unwrap_or_default().to_string_lossy();
+    let gone = version.with_file_name(format!("{GONE}{}", name.trim_start_matches(GONE)));
+    if gone != version {
+        match fs::remove_dir_all(&gone) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("cannot remove {}", gone.display()));
+            }
+            _ => {}
+        }
+        fs::rename(version, &gone).with_context(|| format!("cannot move {}", version.display()))?;
+    }
     fs::remove_dir_all(&gone).with_context(|| format!("cannot remove {}", gone.display()))
 }
 
@@ -254,5 +268,13 @@ mod tests {
         fs::create_dir(&half).unwrap();
         age(&half);
         assert_eq!(versions.prune().unwrap(), [".new-half"]);
+        // A removal was interrupted, and the version installed again since.
+        let (old, gone) = (versions.folder().join("old"), versions.folder().join(".gone-old"));
+        for folder in [&old, &gone] {
+            fs::create_dir_all(folder.join("bin")).unwrap();
+        }
+        age(&old);
+        assert_eq!(versions.prune().unwrap(), ["old"]);
+        assert!(!old.exists() && !gone.exists());
     }
 }

@@ -8,12 +8,15 @@ use serde_json::{Value, json};
 use super::site::{IDLE, Site, container, ended, shell, with};
 
 pub fn init_containers(site: &Site<'_>) -> Result<String> {
-    let mount = json!({"volumeMounts": [{"name": "work", "mountPath": "/work"}]});
+    let mount = json!({"volumeMounts": [{"name": "work", "mountPath": "/shared"}]});
     let say = |name: &str, script: &str| with(with(shell(script), mount.clone()), json!({"name": name}));
-    let init = [say("first", "echo first >>/work/log"), say("second", "echo second >>/work/log")];
+    let init = [say("first", "echo first >>/shared/log"), say("second", "echo second >>/shared/log")];
     let volume = json!([{"name": "work", "emptyDir": {}}]);
-    let log =
-        site.once("good", say("main", "cat /work/log"), json!({"initContainers": init, "volumes": volume}))?;
+    let log = site.once(
+        "good",
+        say("main", "cat /shared/log"),
+        json!({"initContainers": init, "volumes": volume}),
+    )?;
     let bad = [say("first", "exit 4")];
     let more = json!({"restartPolicy": "Never", "initContainers": bad, "volumes": volume});
     site.pod("bad", &[say("main", "echo never")], more)?;
@@ -42,8 +45,8 @@ pub fn lifecycle_hooks(site: &Site<'_>) -> Result<String> {
 
 pub fn ends_and_restarts(site: &Site<'_>) -> Result<String> {
     site.pod("never", &[shell("echo last words; exit 3")], json!({"restartPolicy": "Never"}))?;
-    let script = "echo try >>/work/tries; [ $(wc -l </work/tries) = 2 ]";
-    let mount = json!({"volumeMounts": [{"name": "work", "mountPath": "/work"}]});
+    let script = "echo try >>/shared/tries; [ $(wc -l </shared/tries) = 2 ]";
+    let mount = json!({"volumeMounts": [{"name": "work", "mountPath": "/shared"}]});
     let volume = json!([{"name": "work", "emptyDir": {}}]);
     site.pod(
         "onfailure",
@@ -102,10 +105,10 @@ pub fn limits(site: &Site<'_>) -> Result<String> {
 
 pub fn security_context(site: &Site<'_>) -> Result<String> {
     let script = "id; grep -E '^(Cap|NoNewPrivs|Seccomp:)' /proc/self/status | tr -s '\\t\\n' ' '; echo
-        touch /x 2>&1; touch /work/x && stat -c '%u:%g' /work/x; stat -c '%a %g' /work";
+        touch /x 2>&1; touch /shared/x && stat -c '%u:%g' /shared/x; stat -c '%a %g' /shared";
     let context = json!({"securityContext": {"runAsUser": 1000, "runAsGroup": 1000, "readOnlyRootFilesystem": true,
             "allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"], "add": ["NET_BIND_SERVICE"]}},
-        "volumeMounts": [{"name": "work", "mountPath": "/work"}]});
+        "volumeMounts": [{"name": "work", "mountPath": "/shared"}]});
     let pod = json!({"volumes": [{"name": "work", "emptyDir": {}}], "securityContext": {"fsGroup": 2000,
         "supplementalGroups": [3000], "seccompProfile": {"type": "RuntimeDefault"}}});
     Ok(site.once("restricted", with(shell(script), context), pod)?.trim().replace('\n', "; "))
