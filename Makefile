@@ -26,7 +26,7 @@ e2e: build ## pods under real containerds: microVMs, and containers beside them
 e2e-full: build ## the same on every handler and version, and the long runs: cycles, deaths, execs, gigabytes
 	@scripts/test.sh -p cloister-e2e --profile full --no-capture -E 'binary(pods) + binary(import) + binary(builds) + binary(endurance)'
 
-e2e-cluster: build cluster ## pods on nodes of a real Kubernetes, every case
+e2e-cluster: build cluster container-images ## pods on nodes of a real Kubernetes, every case; the chart on a node
 	@scripts/test.sh -p cloister-e2e --profile full --no-capture -E 'binary(cluster)'
 
 cri-validation: build ## the behaviours of Kubernetes' CRI validation suite, microVMs beside runc

@@ -9,6 +9,7 @@ mod kubectl;
 mod kubelet;
 mod network;
 mod node;
+mod ordinary;
 mod pki;
 mod registry;
 mod relay;
@@ -31,6 +32,7 @@ use crate::sweep;
 pub use builds::{BUILDER, Builds, builder_archive};
 pub use daemon::Daemon;
 pub use node::Node;
+pub use ordinary::OrdinaryNode;
 use pki::Pki;
 pub use registry::Registry;
 use relay::Relay;
@@ -212,8 +214,9 @@ impl Cluster {
     fn api_server(&self) -> Result<Daemon> {
         let authority = self.pki.authority();
         let names = format!(
-            "DNS:localhost,DNS:kubernetes,DNS:kubernetes.default.svc,IP:127.0.0.1,IP:{}",
-            network::GATEWAY
+            "DNS:localhost,DNS:kubernetes,DNS:kubernetes.default.svc,IP:127.0.0.1,IP:{},IP:{}",
+            network::GATEWAY,
+            network::API
         );
         let server = self.pki.server("kube-apiserver", &[], &names)?;
         let accounts = self.pki.identity("service-accounts", &[])?;

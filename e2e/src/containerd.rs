@@ -176,17 +176,25 @@ impl Containerd {
 
     /// The text of a systemd unit that is this containerd, with no shim of ours in its PATH.
     pub fn unit(&self) -> Result<String> {
+        let (shim, config) = (self.root().join("config.toml"), self.root().join("containerd.toml"));
+        let environment = format!("Environment=CLOISTER_CONFIG={}\n", shim.display());
+        self.service(&environment, &format!(" --config {}", config.display()))
+    }
+
+    /// The same for a containerd and a shim whose files are where they are by default.
+    pub fn ordinary_unit(&self) -> Result<String> {
+        self.service("", "")
+    }
+
+    fn service(&self, environment: &str, arguments: &str) -> Result<String> {
         let programs = programs(self.version)?;
         let path = path(&[programs.clone(), lab_sbin()?])?;
-        let config = self.root().join("containerd.toml");
         let log = self.root().join("containerd.log");
         Ok(format!(
-            "[Unit]\nDefaultDependencies=no\n[Service]\nType=notify\nKillMode=process\nEnvironment=PATH={}\n\
-             Environment=CLOISTER_CONFIG={}\nExecStart={} --config {}\nStandardOutput=append:{log}\nStandardError=append:{log}\n",
+            "[Unit]\nDefaultDependencies=no\n[Service]\nType=notify\nKillMode=process\nEnvironment=PATH={}\n{environment}\
+             ExecStart={}{arguments}\nStandardOutput=append:{log}\nStandardError=append:{log}\n",
             path.to_string_lossy(),
-            self.root().join("config.toml").display(),
             programs.join("containerd").display(),
-            config.display(),
             log = log.display(),
         ))
     }

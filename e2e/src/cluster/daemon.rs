@@ -60,6 +60,20 @@ impl Daemon {
         self
     }
 
+    /// The text of a systemd unit that is this program.
+    pub fn unit(&self) -> String {
+        let environment =
+            self.environment.iter().map(|(name, value)| format!("Environment={name}={}\n", value.display()));
+        format!(
+            "[Unit]\nDefaultDependencies=no\n[Service]\nKillMode=process\n{}ExecStart={} {}\nStandardOutput=append:{log}\n\
+             StandardError=append:{log}\n",
+            environment.collect::<String>(),
+            self.program.display(),
+            self.arguments.join(" "),
+            log = self.log.display(),
+        )
+    }
+
     /// The program's name.
     pub fn name(&self) -> &'static str {
         self.name

@@ -13,6 +13,9 @@ const BRIDGE: &str = "nodes0";
 /// The control plane's address for nodes.
 pub const GATEWAY: &str = "10.99.0.1";
 
+/// The address of the API server's service, the first of all services'.
+pub const API: &str = "10.96.0.1";
+
 /// A node's own address.
 pub fn address(node: u8) -> String {
     format!("10.99.0.{}", node + 1)
@@ -46,5 +49,15 @@ pub fn connect(control: &Cell, cell: &Cell, node: u8) -> Result<()> {
     cell.run("ip", &["route", "add", "default", "via", GATEWAY])?;
     let [pods, _] = Subnets(node).ranges();
     control.run("ip", &["route", "add", &pods, "via", &address])?;
+    Ok(())
+}
+
+/// Leads what is sent to the API server's service from a node and its pods to the API server, as a kube-proxy would.
+pub fn serve_api(cell: &Cell, port: u16) -> Result<()> {
+    let to = format!("{GATEWAY}:{port}");
+    for chain in ["PREROUTING", "OUTPUT"] {
+        let rule = ["-t", "nat", "-A", chain, "-d", API, "-p", "tcp", "--dport", "443", "-j", "DNAT"];
+        cell.run("iptables", &[&rule[..], &["--to-destination", &to]].concat())?;
+    }
     Ok(())
 }

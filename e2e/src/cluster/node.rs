@@ -14,7 +14,7 @@ use crate::pod_images::{BUSYBOX, PAUSE};
 use crate::traces::Traces;
 
 /// How long a kubelet may take until its node is ready.
-const READY: Duration = Duration::from_secs(120);
+pub(super) const READY: Duration = Duration::from_secs(120);
 
 /// A node of a cluster; dropping it ends and removes everything of it but the object in the API.
 pub struct Node {

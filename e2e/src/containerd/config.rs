@@ -6,6 +6,7 @@ use std::path::Path;
 use anyhow::Result;
 
 use super::Version;
+use crate::pod_images::PAUSE;
 use crate::{node, pod_images};
 
 /// The largest packet of the pods' network, smaller than usual so that a test sees it arrive in the guest.
@@ -63,6 +64,25 @@ fn network(root: &Path, subnets: Subnets) -> String {
  {{"type": "bandwidth", "capabilities": {{"bandwidth": true}}}}]}}"#,
         ipam.display()
     )
+}
+
+/// What an administrator has written who knows nothing of microVMs. `places` are the keys before the plugins'.
+pub fn ordinary(root: &Path, version: Version, places: &str) -> String {
+    let root = root.display();
+    let head = format!("# Node of the lab: ask before you change anything here.\n{places}");
+    match version {
+        Version::V1_7 => format!(
+            "version = 2\n{head}[plugins.\"io.containerd.grpc.v1.cri\"]\n  sandbox_image = \"{PAUSE}\" # of the lab\n  \
+             disable_apparmor = true\n  tolerate_missing_hugetlb_controller = true\n  restrict_oom_score_adj = true\n  \
+             [plugins.\"io.containerd.grpc.v1.cri\".cni]\n    bin_dir = \"/usr/lib/cni\"\n    conf_dir = \"{root}/cni\"\n"
+        ),
+        Version::V2_1 => format!(
+            "version = 3\n{head}[plugins.\"io.containerd.cri.v1.images\".pinned_images]\n  sandbox = \"{PAUSE}\" # of the lab\n\
+             [plugins.\"io.containerd.cri.v1.runtime\"]\n  disable_apparmor = true\n  tolerate_missing_hugetlb_controller = true\n  \
+             restrict_oom_score_adj = true\n  [plugins.\"io.containerd.cri.v1.runtime\".cni]\n    bin_dirs = [\"/usr/lib/cni\"]\n    \
+             conf_dir = \"{root}/cni\"\n"
+        ),
+    }
 }
 
 /// The proxy plugins of `cloister-node`, and the order in which differs are asked.

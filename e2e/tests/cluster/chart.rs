@@ -12,14 +12,14 @@ use serde_json::Value;
 
 /// Kinds that the Prometheus operator defines, which is not there.
 const WITHOUT_MONITORING: &str = "--set=metrics.podMonitor.enabled=false,metrics.rules.enabled=false";
-const NAMESPACE: &str = "cloister-system";
+pub const NAMESPACE: &str = "cloister-system";
 
-fn charts() -> PathBuf {
+pub fn charts() -> PathBuf {
     checkout().join("charts")
 }
 
 /// Helm's words, for this cluster.
-fn helm(cluster: &Cluster, args: &[&str]) -> String {
+pub fn helm(cluster: &Cluster, args: &[&str]) -> String {
     let mut command = Command::new(checkout().join("scripts/charts/helm.py"));
     command.args(args).args(["--namespace", NAMESPACE]).arg("--kubeconfig").arg(cluster.kubeconfig());
     let output = command.env("PYTHONDONTWRITEBYTECODE", "1").output().unwrap();
@@ -34,7 +34,7 @@ fn cluster() -> Cluster {
     cluster
 }
 
-fn text(path: &Path) -> &str {
+pub fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 

@@ -7,3 +7,4 @@ mod definition;
 mod kubectl;
 mod lab;
 mod pods;
+mod release;

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, Result, bail};
 use cloister_e2e::Rig;
 use cloister_e2e::cell::wait_for;
-use cloister_e2e::containerd::config::{Subnets, write_network};
+use cloister_e2e::containerd::config::{Subnets, ordinary, write_network};
 use cloister_e2e::containerd::{Containerd, Handler, Version};
 use cloister_e2e::cri::api;
 use cloister_e2e::lab::{cache, guest, target_dir};
@@ -17,24 +17,12 @@ use cloister_e2e::systemd::Systemd;
 
 /// What the administrator has written, and wants to keep.
 fn config(root: &Path, version: Version) -> String {
-    let root = root.display();
-    let head = format!(
-        "# Node of the lab: ask before you change anything here.\nroot = \"{root}/containerd\"\nstate = \"/run/containerd\"\n\
-         [grpc]\n  address = \"{root}/containerd.sock\"\n[plugins.\"io.containerd.internal.v1.opt\"]\n  path = \"{root}/opt\"\n"
+    let folder = root.display();
+    let places = format!(
+        "root = \"{folder}/containerd\"\nstate = \"/run/containerd\"\n[grpc]\n  address = \"{folder}/containerd.sock\"\n\
+         [plugins.\"io.containerd.internal.v1.opt\"]\n  path = \"{folder}/opt\"\n"
     );
-    match version {
-        Version::V1_7 => format!(
-            "version = 2\n{head}[plugins.\"io.containerd.grpc.v1.cri\"]\n  sandbox_image = \"{PAUSE}\" # of the lab\n  \
-             disable_apparmor = true\n  tolerate_missing_hugetlb_controller = true\n  restrict_oom_score_adj = true\n  \
-             [plugins.\"io.containerd.grpc.v1.cri\".cni]\n    bin_dir = \"/usr/lib/cni\"\n    conf_dir = \"{root}/cni\"\n"
-        ),
-        Version::V2_1 => format!(
-            "version = 3\n{head}[plugins.\"io.containerd.cri.v1.images\".pinned_images]\n  sandbox = \"{PAUSE}\" # of the lab\n\
-             [plugins.\"io.containerd.cri.v1.runtime\"]\n  disable_apparmor = true\n  tolerate_missing_hugetlb_controller = true\n  \
-             restrict_oom_score_adj = true\n  [plugins.\"io.containerd.cri.v1.runtime\".cni]\n    bin_dirs = [\"/usr/lib/cni\"]\n    \
-             conf_dir = \"{root}/cni\"\n"
-        ),
-    }
+    ordinary(root, version, &places)
 }
 
 /// A lab with that configuration in place.
