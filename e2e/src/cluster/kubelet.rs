@@ -69,7 +69,7 @@ pub fn prepare(cluster: &Cluster, name: &str, address: &str, lab: &mut Container
 }
 
 /// Makes the cgroup of the node's pods in every hierarchy.
-fn cgroups(lab: &Containerd) -> Result<()> {
+pub fn cgroups(lab: &Containerd) -> Result<()> {
     for hierarchy in sweep::cgroup_folders("") {
         if hierarchy.join("cgroup.procs").exists() {
             let folder = hierarchy.join(lab.cgroup().trim_start_matches('/'));

@@ -66,19 +66,28 @@ impl OrdinaryNode {
         let group = self.lab.cgroup();
         let folder = self.lab.root().join("units");
         let systemd = Systemd::start(&self.lab.cell, &folder, group.trim_start_matches('/'), &units)?;
-        // The hierarchy that is systemd's begins with the lab's cgroup there.
+        // systemd removes empty ones when it starts, and its own hierarchy begins with the lab's cgroup.
+        kubelet::cgroups(&self.lab)?;
         systemd.run("mkdir", &["-p", &format!("/sys/fs/cgroup/systemd{group}")])?;
         systemd.systemctl(&["start", "containerd.service"])?;
         wait_for("containerd", READY, || Ok(self.lab.cri.ready().ok()))?;
         self.lab.import(&[&[PAUSE], images].concat())?;
         systemd.systemctl(&["start", "kubelet.service"])?;
         wait_for(&format!("node {}", self.name), READY, || {
+            systemd.systemctl(&["is-active", "kubelet.service"])?;
             let path = "jsonpath={.status.conditions[?(@.type=='Ready')].status}";
             let ready = cluster.try_kubectl(&["get", "node", &self.name, "-o", path])?;
             Ok((ready.stdout == b"True").then_some(()))
         })
-        .with_context(|| self.kubelet.log_tail(20))?;
+        .with_context(|| self.complaints())?;
         Ok(systemd)
+    }
+
+    /// What the kubelet's log has of errors; one that gives up adds pages of stacks.
+    fn complaints(&self) -> String {
+        let all = self.kubelet.log_tail(usize::MAX);
+        let serious: Vec<&str> = all.lines().filter(|line| line.starts_with(['E', 'F'])).collect();
+        serious[serious.len().saturating_sub(20)..].join("\n")
     }
 
     /// What was written to the node's `/etc`, `/opt` and `/var/lib` since it was made: paths with kind, mode, owner and content.

@@ -117,11 +117,18 @@ async fn choose<'a>(bus: &Connection, systemd: &ManagerProxy<'_>, units: &'a [St
     bail!("none of {} runs", units.join(", "))
 }
 
+/// The system bus by its own path: the usual one begins with `/var/run`, which images without a system lack.
+async fn system_bus() -> zbus::Result<Connection> {
+    let address = std::env::var("DBUS_SYSTEM_BUS_ADDRESS");
+    let address = address.as_deref().unwrap_or("unix:path=/run/dbus/system_bus_socket");
+    zbus::connection::Builder::address(address)?.build().await
+}
+
 /// Has systemd restart a unit, and waits for the end of that job; which one it was. systemd's own socket would need no
 /// bus, but its answers there name a sender that zbus takes for an impossible one.
 async fn restart(units: &[String]) -> Result<String> {
-    let bus = Connection::system().await;
-    let bus = bus.context("cannot reach the system bus: is /run/dbus/system_bus_socket there?")?;
+    let bus =
+        system_bus().await.context("cannot reach the system bus: is /run/dbus/system_bus_socket there?")?;
     let systemd = ManagerProxy::new(&bus).await.context("cannot speak to systemd")?;
     let unit = choose(&bus, &systemd, units).await.context("systemd runs no containerd")?;
     systemd.subscribe().await.context("systemd tells nothing")?;
