@@ -12,7 +12,7 @@ use crate::builds;
 use crate::config::Config;
 use crate::containerd::Containerd;
 use crate::import::{Importer, Ready, Request};
-use crate::install;
+use crate::{install, standby};
 
 /// What to do.
 #[derive(Debug, Subcommand)]
@@ -26,6 +26,8 @@ pub enum Command {
     Install(install::Install),
     /// Give containerd its configuration back and remove the runtime
     Uninstall(install::Uninstall),
+    /// Answer containerd's differ while the daemon is away, so that other runtimes go on unpacking images
+    Standby,
 }
 
 /// What to do with images.
@@ -111,6 +113,7 @@ pub async fn run(command: Command, config: Config) -> Result<()> {
         Command::Image(command) => image(command, &config).await,
         Command::Install(args) => install::install(&args, &config).await,
         Command::Uninstall(args) => install::uninstall(&args, &config).await,
+        Command::Standby => standby::run(&config.address).await,
     }
 }
 

@@ -53,18 +53,22 @@ pub struct Containerd {
     configs: Configs,
 }
 
+/// A way to the services on a unix socket.
+pub fn dial(path: PathBuf) -> Result<Channel> {
+    // The address is only used for the connector's own socket.
+    let endpoint = Endpoint::try_from("http://containerd")
+        .map_err(|error| Error::Invalid(error.to_string()))?
+        .connect_timeout(DEADLINE);
+    Ok(endpoint.connect_with_connector_lazy(tower::service_fn(move |_| {
+        let path = path.clone();
+        async move { UnixStream::connect(path).await.map(TokioIo::new) }
+    })))
+}
+
 impl Containerd {
     /// Connects lazily to the socket at `path`.
     pub fn new(path: PathBuf) -> Result<Self> {
-        // The address is only used for the connector's own socket.
-        let endpoint = Endpoint::try_from("http://containerd")
-            .map_err(|error| Error::Invalid(error.to_string()))?
-            .connect_timeout(DEADLINE);
-        let channel = endpoint.connect_with_connector_lazy(tower::service_fn(move |_| {
-            let path = path.clone();
-            async move { UnixStream::connect(path).await.map(TokioIo::new) }
-        }));
-        Ok(Self { channel, configs: Configs::default() })
+        Ok(Self { channel: dial(path)?, configs: Configs::default() })
     }
 
     /// Whose snapshot `key` is.

@@ -22,7 +22,7 @@ use crate::mounts::Mounts;
 use crate::mounts::host::HostMounts;
 use crate::route::Either;
 use crate::snapshots::state::State;
-use crate::{differ, listen, snapshots};
+use crate::{differ, listen, snapshots, standby};
 
 /// Serves until SIGTERM or SIGINT. Mounts and snapshots stay as they are: containers go on without the daemon.
 pub async fn run(config: Config) -> Result<()> {
@@ -73,6 +73,7 @@ pub async fn run(config: Config) -> Result<()> {
     };
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    standby::lead(&config.address, &config.address)?;
     tracing::info!(address = %config.address.display(), root = %config.root.display(), "serving");
     tokio::select! {
         result = grpc => result.context("the server ended")?,

@@ -20,6 +20,7 @@ mod mounts;
 mod placed;
 mod route;
 mod snapshots;
+mod standby;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;

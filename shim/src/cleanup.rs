@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use cloister_network::Netns;
+use cloister_network::{Error, Netns};
 use containerd_shim::Flags;
 use containerd_shim::api::DeleteResponse;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -91,9 +91,6 @@ fn kill_one(process: ProcessId) {
 
 /// Takes the redirections out of a namespace that still exists; the taps went with their holder.
 fn unmirror(path: &Path) -> Result<()> {
-    if !path.exists() {
-        return Ok(());
-    }
     let failed = || format!("cannot tidy up the network namespace {}", path.display());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().with_context(failed)?;
     let remove = async {
@@ -102,8 +99,8 @@ fn unmirror(path: &Path) -> Result<()> {
         cloister_network::remove(&netns, &interfaces).await
     };
     match runtime.block_on(remove) {
-        // It may go at any time: containerd removes it as soon as the pod is stopped.
-        Err(_) if !path.exists() => Ok(()),
+        // It may go at any time: as soon as the pod is stopped containerd unmounts the file, and then removes it.
+        Err(Error::Open { .. }) => Ok(()),
         other => other.with_context(failed),
     }
 }
@@ -175,6 +172,15 @@ mod tests {
             taps: Vec::new(),
             cgroups: Vec::new(),
         }
+    }
+
+    #[test]
+    fn a_network_namespace_that_is_going_needs_no_tidying() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("cni-1");
+        unmirror(&path).unwrap();
+        fs::write(&path, "").unwrap();
+        unmirror(&path).unwrap();
     }
 
     #[test]

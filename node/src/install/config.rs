@@ -198,7 +198,12 @@ mod tests {
     }
 
     fn wanted(socket: &str) -> Wanted {
-        Wanted { socket: socket.into(), shim: "/opt/shim".into(), platform: "linux/amd64".to_owned() }
+        Wanted {
+            socket: socket.into(),
+            differ: socket.into(),
+            shim: "/opt/shim".into(),
+            platform: "linux/amd64".to_owned(),
+        }
     }
 
     fn install(node: &Node, record: &Record, socket: &str, version: Version) -> Record {

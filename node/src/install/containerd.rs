@@ -15,8 +15,10 @@ use super::edit::{self, Setting};
 /// What containerd is to be told.
 #[derive(Debug, Clone)]
 pub struct Wanted {
-    /// Socket of the snapshotter and differ.
+    /// Socket of the snapshotter.
     pub socket: PathBuf,
+    /// Socket of the differ.
+    pub differ: PathBuf,
     /// The shim.
     pub shim: PathBuf,
     /// Platform of the node's images, such as `linux/amd64`.
@@ -67,7 +69,7 @@ pub fn settings(wanted: &Wanted, format: Format, told: &[DocumentMut]) -> Vec<Se
         Setting::new(&["proxy_plugins", NAME, "type"], value("snapshot")),
         Setting::new(&["proxy_plugins", NAME, "address"], value(text(&wanted.socket))),
         Setting::new(&["proxy_plugins", DIFFER, "type"], value("diff")),
-        Setting::new(&["proxy_plugins", DIFFER, "address"], value(text(&wanted.socket))),
+        Setting::new(&["proxy_plugins", DIFFER, "address"], value(text(&wanted.differ))),
         Setting::new(&DIFF_SERVICE, differs(last(told, &DIFF_SERVICE))),
     ];
     let (images, runtimes): (&[&str], &str) = match format {

@@ -20,6 +20,7 @@ use crate::config::Config;
 use crate::containerd::runtime::Handler;
 use crate::containerd::scope::Scope;
 use crate::error::Error;
+use crate::standby;
 
 /// The handler that is installed.
 const HANDLER: &str = "cloister";
@@ -91,6 +92,7 @@ pub async fn settle(
     let shim = versions.current().join(SHIM);
     let wanted = Wanted {
         socket: config.address.clone(),
+        differ: standby::differ(&config.address),
         shim: shim.clone(),
         platform: cloister_image::Platform::host().to_string(),
     };
