@@ -188,6 +188,7 @@ fn comes_works_is_updated_and_goes(version: Version) -> Result<()> {
                 "--all-containers",
                 "--tail=40",
             ],
+            &["logs", "-n", NAMESPACE, "-l", "app.kubernetes.io/component=node", "-c", "uninstall"],
             &["logs", "-n", NAMESPACE, "-l", "app.kubernetes.io/component=operator", "--tail=40"],
         ] {
             eprintln!("--- {args:?}\n{}", cluster.kubectl(args).unwrap_or_else(|error| format!("{error:#}")));
@@ -275,10 +276,8 @@ fn release(cluster: &Cluster, node: &OrdinaryNode) -> Result<()> {
     cluster.kubectl(&[&["delete", "pod", "--timeout=120s"], gone.as_slice()].concat())?;
     cluster.kubectl(&["delete", "imgb", "--all", "-A", "--timeout=120s"])?;
     let begun = Instant::now();
-    helm(
-        cluster,
-        &["upgrade", "cloister", text(&chart), "--set=node.image.tag=next", "--set=node.uninstall=true"],
-    );
+    // With the first image: the next one's build is gone, and the image with it.
+    helm(cluster, &["upgrade", "cloister", text(&chart), "--set=node.uninstall=true"]);
     rolled_out(cluster)?;
     helm(cluster, &["uninstall", "cloister"]);
     wait_for("the end of the release's pods", STEP, || {

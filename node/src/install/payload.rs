@@ -111,10 +111,12 @@ impl Versions {
         Ok(())
     }
 
-    /// Removes all of it; a folder that is mounted stays, empty.
+    /// Removes all of it; a folder that is mounted stays, empty: it is busy, or in a file system that is read-only.
     pub fn remove(&self) -> Result<()> {
-        match fs::remove_dir_all(&self.0) {
-            Err(error) if !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ResourceBusy) => {
+        let removed = fs::remove_dir_all(&self.0);
+        let empty = || fs::read_dir(&self.0).is_ok_and(|mut all| all.next().is_none());
+        match removed {
+            Err(error) if error.kind() != io::ErrorKind::NotFound && !empty() => {
                 Err(error).with_context(|| format!("cannot remove {}", self.0.display()))
             }
             _ => Ok(()),
