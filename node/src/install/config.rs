@@ -21,6 +21,9 @@ const IMPORTS_CONF_D: Version = (2, 2);
 pub struct Record {
     /// The files, in the order in which they are changed.
     pub changes: Vec<Change>,
+    /// Folders that were made for them.
+    #[serde(default)]
+    pub folders: Vec<PathBuf>,
 }
 
 /// A file that containerd reads.
@@ -89,7 +92,11 @@ impl Record {
             }
             changes.push(Change { path: source.path, before: source.before, after });
         }
-        Ok(Self { changes })
+        let folders =
+            changes.iter().filter(|change| change.before.is_none()).filter_map(|change| change.path.parent());
+        let made = |folder: &&Path| !folder.exists() || self.folders.iter().any(|made| made == folder);
+        let folders = folders.filter(made).map(Path::to_owned).collect();
+        Ok(Self { changes, folders })
     }
 
     /// Whether every file is as this says.
@@ -119,6 +126,10 @@ impl Record {
             } else {
                 files::remove(&change.path)?;
             }
+        }
+        for folder in &self.folders {
+            // One that somebody else uses by now stays.
+            let _ = fs::remove_dir(folder);
         }
         Ok(())
     }
@@ -226,7 +237,7 @@ mod tests {
             assert_eq!(again, second, "nothing is to be done twice");
             second.undo().unwrap();
             assert_eq!(files::read(&node.place.main).unwrap().as_deref(), text);
-            assert!(!node.place.drop_in.exists(), "{version:?}");
+            assert!(!node.place.drop_in.parent().unwrap().exists(), "{version:?}");
         }
     }
 
