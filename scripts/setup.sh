@@ -72,25 +72,23 @@ packages() {
     retry apt_install -t bookworm-backports qemu-system-x86 qemu-utils seabios
 }
 
-# erofs-utils 1.8.6 (the oracle and the peer) needs a newer C library than bookworm's, so it is unpacked beside it
-# and started through its own loader.
-erofs_utils() {
-    local dir=$CACHE/tools/erofs-utils-trixie
-    [ -x "$dir/bin/fsck.erofs" ] && { say "erofs-utils: present"; return 0; }
-    say "erofs-utils: unpacking trixie's"
-    local tmp
+# Trixie's programs, which need a newer C library than bookworm's: unpacked beside it and started through its own loader.
+# newer NAME 'PROGRAM…' PACKAGE…
+newer() {
+    local name=$1 programs=$2 dir=$CACHE/tools/$1-trixie tmp tool
+    shift 2
+    [ -x "$dir/bin/${programs%% *}" ] && { say "$name: present"; return 0; }
+    say "$name: unpacking trixie's"
     tmp=$(mktemp -d "$CACHE/tools/.tmp.XXXXXX")
     (
         cd "$tmp"
-        retry apt-get -qq download -t trixie erofs-utils:amd64 libc6:amd64 libdeflate0:amd64 liblz4-1:amd64 \
-            liblzma5:amd64 libuuid1:amd64 libselinux1:amd64 libpcre2-8-0:amd64 libzstd1:amd64 zlib1g:amd64 \
-            libfuse3-4:amd64 libxxhash0:amd64 >>"$LOG" 2>&1
+        retry apt-get -qq download -t trixie "${@/%/:amd64}" >>"$LOG" 2>&1
         mkdir root bin
         for deb in *.deb; do dpkg -x "$deb" root; done
         rm -f -- *.deb
-        for tool in mkfs.erofs fsck.erofs dump.erofs; do
+        for tool in $programs; do
             local path
-            path=$(cd root && find . -name "$tool" -type f | head -n 1)
+            path=$(cd root && find . -path "*bin/$tool" -type f | head -n 1)
             printf '#!/bin/sh\nroot=$(dirname "$(readlink -f "$0")")/../root\nlib=$root/usr/lib/x86_64-linux-gnu\nexec "$lib/ld-linux-x86-64.so.2" --library-path "$lib" "$root/%s" "$@"\n' "$path" >"bin/$tool"
             chmod 755 "bin/$tool"
         done
@@ -169,7 +167,9 @@ exec 9>"$CACHE/tools/.lock"
 flock 9
 rm -rf "$CACHE"/tools/.tmp.*
 packages
-erofs_utils
+newer erofs-utils 'mkfs.erofs fsck.erofs dump.erofs' erofs-utils libc6 libdeflate0 liblz4-1 liblzma5 libuuid1 libselinux1 \
+    libpcre2-8-0 libzstd1 zlib1g libfuse3-4 libxxhash0
+newer passt passt passt libc6 # the network of builds; bookworm's lets a guest reach the host's loopback
 unpacked containerd-1.7 usr/bin/containerd 'containerd=1.7.*'
 unpacked containerd-2.1 usr/bin/containerd 'containerd=2.1.*'
 unpacked lab-programs usr/sbin/runc 'runc=1.1.5*' 'busybox-static=1:1.35.*' # newer ones need a newer C library

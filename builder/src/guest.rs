@@ -5,7 +5,7 @@ use std::time::Duration;
 use cloister_protocol::v1;
 use cloister_sandbox::{Agent, Sandbox, spec};
 
-use crate::config;
+use crate::config::{self, Names};
 use crate::error::{Error, Result};
 
 /// Where buildkitd keeps its state.
@@ -50,13 +50,12 @@ pub fn wishes(memory_bytes: u64, state: String) -> spec::Wishes {
     }
 }
 
-/// Writes buildkitd's configuration for a disk of so many bytes into its container, which has not started yet. `network`
-/// is whether the machine has one.
+/// Writes buildkitd's configuration for a disk of so many bytes into its container, which has not started yet.
 ///
 /// # Errors
 /// When the guest does not take it.
-pub async fn configure(agent: &Agent, container: &str, disk_bytes: u64, network: bool) -> Result<()> {
-    config::write(agent, container, disk_bytes, network).await
+pub async fn configure(agent: &Agent, container: &str, disk_bytes: u64, names: &Names) -> Result<()> {
+    config::write(agent, container, disk_bytes, names).await
 }
 
 /// Takes buildkitd's container away and unmounts its disk, within a few seconds. A `kind` end lets buildkitd close its

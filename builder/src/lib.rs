@@ -1,6 +1,6 @@
 //! The microVM that runs buildkitd.
 //!
-//! One privileged container in one VM without a network. buildkitd listens on a unix socket of that container and on nothing
+//! One privileged container in one VM, without a network unless steps are to have one. buildkitd listens on a unix socket of that container and on nothing
 //! else, so no step of a build can reach it over the guest's loopback; the agent relays our connections to it. What it
 //! keeps is on a disk of its own, ext4 with overlayfs snapshots: a scratch disk that goes with the machine, or a
 //! [`CacheDisk`] that outlives it.
@@ -30,6 +30,7 @@ use tokio::task::JoinHandle;
 
 pub use self::bounds::{Account, Bounds};
 pub use self::cache::{CacheDisk, Caches};
+pub use self::config::Names;
 pub use self::disks::Disk;
 pub use self::error::{Error, Result};
 pub use self::guest::{STATE, configure, mount_state, unmount_state, wishes, write_back};
@@ -55,6 +56,8 @@ pub struct Settings {
     pub memory_bytes: u64,
     /// Where buildkitd keeps its state.
     pub state: State,
+    /// Whom steps ask for names, on a machine that has a way out.
+    pub names: Names,
     /// How long buildkitd may take to listen, from the start of its process.
     pub deadline: Duration,
 }
@@ -87,7 +90,7 @@ impl Builder {
     /// When the machine does not come up, or buildkitd does not: the end of its log is part of the message.
     pub async fn start(settings: Settings, image: Image) -> Result<Self> {
         let mut timings = Timings::begin();
-        let Settings { machine, memory_bytes, state, deadline } = settings;
+        let Settings { machine, memory_bytes, state, names, deadline } = settings;
         let sandbox = Sandbox::boot(&machine).await?;
         timings.boot();
         let (bytes, serial, cache) = match state {
@@ -103,7 +106,7 @@ impl Builder {
         let container = container(&image, memory_bytes, source)?;
         let io = Io { stderr: Some(Box::new(tail.clone())), ..Io::default() };
         let process = sandbox.create(container, io).await?;
-        configure(sandbox.agent(), CONTAINER, bytes, machine.netns.is_some()).await?;
+        configure(sandbox.agent(), CONTAINER, bytes, &names).await?;
         sandbox.start(CONTAINER).await?;
         timings.started();
 

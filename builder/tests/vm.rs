@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use cloister_builder::{self as builder, Bounds, Builder, Caches, Error, ImageSource, Settings, State};
+use cloister_builder::{
+    self as builder, Bounds, Builder, Caches, Error, ImageSource, Names, Settings, State,
+};
 use cloister_image::{Image, Silent, Store};
 use cloister_sandbox::{Agent, Io, Kernel, MachineConfig, OVERHEAD, Process, memory_for, programs};
 use cloister_vmm::{Accel, Host};
@@ -42,6 +44,7 @@ impl Lab {
                 qemu: programs::qemu().unwrap(),
                 firmware: programs::firmware().unwrap(),
                 virtiofsd: PathBuf::new(),
+                passt: None,
                 user: programs::user(),
             },
             folder,
@@ -52,10 +55,12 @@ impl Lab {
             max_cpus: 1,
             privileged: true,
             netns: None,
+            egress: None,
             accel: Accel::Auto,
             boot_deadline: Duration::from_secs(60),
         };
-        Settings { machine, memory_bytes, state, deadline: Duration::from_secs(60) }
+        let deadline = Duration::from_secs(60);
+        Settings { machine, memory_bytes, state, names: Names::None, deadline }
     }
 
     fn scratch(&self) -> State {

@@ -12,16 +12,21 @@ use crate::paths;
 
 /// The daemon that shares folders.
 pub fn virtiofsd() -> Option<PathBuf> {
-    programs::virtiofsd().or_else(built)
+    programs::virtiofsd().or_else(|| built("virtiofsd"))
 }
 
-/// The newest one that the project's set-up script built.
-fn built() -> Option<PathBuf> {
+/// The daemon that speaks for a guest without a network of its own.
+pub fn passt() -> Option<PathBuf> {
+    programs::passt().or_else(|| built("passt"))
+}
+
+/// The newest one that the project's set-up script put there.
+fn built(name: &str) -> Option<PathBuf> {
     let tools = std::fs::read_dir(paths::cache()?.join("tools")).ok()?;
     let mut found: Vec<PathBuf> = tools
         .flatten()
-        .filter(|entry| entry.file_name().to_string_lossy().starts_with("virtiofsd-"))
-        .map(|entry| entry.path().join("bin/virtiofsd"))
+        .filter(|entry| entry.file_name().to_string_lossy().starts_with(&format!("{name}-")))
+        .map(|entry| entry.path().join("bin").join(name))
         .filter(|path| path.is_file())
         .collect();
     found.sort();
@@ -41,5 +46,5 @@ pub fn find(shares: bool) -> Result<Host> {
         }
         None => PathBuf::from("virtiofsd"),
     };
-    Ok(Host { qemu, firmware, virtiofsd, user: programs::user() })
+    Ok(Host { qemu, firmware, virtiofsd, passt: passt(), user: programs::user() })
 }

@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use cloister_view::{disk, scratch};
 use cloister_vmm::{
-    Accel, DeviceId, Event, Extent, Host, ImageDisk, MEMORY_STEP, Metrics, Qemu, RawDisk, Tap, VmConfig, Vmm,
+    Accel, DeviceId, Egress, Event, Extent, Host, ImageDisk, MEMORY_STEP, Metrics, Qemu, RawDisk, Tap,
+    VmConfig, Vmm,
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -63,6 +64,8 @@ pub struct MachineConfig {
     pub privileged: bool,
     /// The network namespace its monitor runs in; that of this process if absent.
     pub netns: Option<PathBuf>,
+    /// A way out for the guest, which has no interface otherwise until one is plugged.
+    pub egress: Option<Egress>,
     /// Hardware virtualisation or emulation.
     pub accel: Accel,
     /// How long kernel and agent may take to come up.
@@ -122,7 +125,7 @@ impl Machine {
         self.door.dialer()
     }
 
-    /// Resolves when the machine, or a share's daemon it can't go on without, has ended.
+    /// Resolves when the machine, or a daemon it can't go on without, has ended.
     pub(crate) async fn ended(&self) -> String {
         let mut ended = self.ended.clone();
         let reason = ended.wait_for(Option::is_some).await;
@@ -168,6 +171,12 @@ impl Machine {
         Ok(())
     }
 
+    /// Plugs a way out.
+    pub(crate) async fn plug_egress(&self, egress: Egress) -> Result<(), Error> {
+        self.qemu.plug_egress(egress).await?;
+        Ok(())
+    }
+
     /// Sets what the guest is offered.
     pub(crate) async fn resize(&self, memory_bytes: u64, cpus: u32) -> Result<(), Error> {
         self.qemu.set_memory(memory_bytes).await?;
@@ -202,11 +211,14 @@ impl Drop for Machine {
 /// Says once why the machine ended.
 async fn watch_end(qemu: Arc<Qemu>, sender: watch::Sender<Option<String>>) {
     let mut events = qemu.events();
-    let share_failed = async {
+    let helper_failed = async {
         loop {
             match events.recv().await {
                 Ok(Event::ShareFailed { tag, reason }) => {
                     return format!("the daemon of the share {tag} ended: {}", printable(&reason));
+                }
+                Ok(Event::EgressFailed { reason }) => {
+                    return format!("the daemon of its network ended: {}", printable(&reason));
                 }
                 Ok(_) | Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => {}
                 Err(tokio::sync::broadcast::error::RecvError::Closed) => std::future::pending().await,
@@ -215,7 +227,7 @@ async fn watch_end(qemu: Arc<Qemu>, sender: watch::Sender<Option<String>>) {
     };
     let reason = tokio::select! {
         exit = qemu.wait() => printable(&exit.to_string()),
-        reason = share_failed => reason,
+        reason = helper_failed => reason,
     };
     sender.send_replace(Some(reason));
 }

@@ -49,6 +49,11 @@ pub fn virtiofsd() -> Option<PathBuf> {
         .or_else(|| VIRTIOFSD.iter().map(PathBuf::from).find(|path| path.is_file()))
 }
 
+/// The daemon that speaks for a guest without a network of its own.
+pub fn passt() -> Option<PathBuf> {
+    from_variable("CLOISTER_PASST").or_else(|| beside("bin/passt")).or_else(|| in_path("passt"))
+}
+
 /// Who runs the VMM of this process when it is root.
 pub fn user() -> Option<cloister_vmm::User> {
     let id = FIRST_UID | (std::process::id() & 0x3f_ffff);

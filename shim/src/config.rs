@@ -146,6 +146,8 @@ impl Config {
                 .with_context(|| missing("QEMU's firmware qboot.rom"))?,
             // Needed once something is shared; its absence is an error then.
             virtiofsd: pick(&self.virtiofsd, programs::virtiofsd).unwrap_or_else(|| "virtiofsd".into()),
+            // A pod's network is its own.
+            passt: None,
             user: programs::user(),
         })
     }

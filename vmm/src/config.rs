@@ -18,6 +18,8 @@ pub struct Host {
     pub firmware: PathBuf,
     /// `virtiofsd`, version 1.13 or newer.
     pub virtiofsd: PathBuf,
+    /// `passt`, for [`crate::Egress`]; of August 2024 or later.
+    pub passt: Option<PathBuf>,
     /// Who QEMU runs as when this process is root; must then be set, and is ignored otherwise.
     pub user: Option<User>,
 }
@@ -29,6 +31,7 @@ impl Host {
             qemu: "/usr/bin/qemu-system-x86_64".into(),
             firmware: "/usr/share/qemu/qboot.rom".into(),
             virtiofsd,
+            passt: Some("/usr/bin/passt".into()),
             user,
         }
     }

@@ -11,6 +11,7 @@ use tokio::sync::broadcast;
 use crate::Result;
 use crate::config::{Host, VmConfig};
 use crate::disk::{ImageDisk, RawDisk};
+use crate::egress::Egress;
 use crate::share::Share;
 use crate::vsock::VsockStream;
 
@@ -41,6 +42,11 @@ pub enum Event {
     ShareFailed {
         /// The share.
         tag: String,
+        /// How it ended, in one line.
+        reason: String,
+    },
+    /// The daemon of an [`Egress`] ended: what the guest sends gets nowhere from now on.
+    EgressFailed {
         /// How it ended, in one line.
         reason: String,
     },
@@ -160,6 +166,8 @@ pub trait Vmm: Sized + Send + Sync {
     fn plug_share(&self, share: Share) -> impl Future<Output = Result<DeviceId>> + Send;
     /// Plugs a network interface.
     fn plug_tap(&self, tap: Tap) -> impl Future<Output = Result<DeviceId>> + Send;
+    /// Plugs a network interface behind which an ordinary process of the host speaks for the guest.
+    fn plug_egress(&self, egress: Egress) -> impl Future<Output = Result<DeviceId>> + Send;
     /// Takes a device out and waits until the guest has let go of it, at most `limit`.
     fn unplug(&self, device: &DeviceId, limit: Duration) -> impl Future<Output = Result<()>> + Send;
 

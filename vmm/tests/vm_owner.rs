@@ -4,11 +4,15 @@
 mod lab;
 
 use std::fs;
+use std::net::Ipv4Addr;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use cloister_vmm::{Qemu, Share, Vmm};
+use cloister_vmm::{Egress, Qemu, Share, Vmm};
 use lab::{Guest, LIMIT, children, config, host};
+
+/// By which the owner's way out is known.
+const OWNERS: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 77);
 
 /// Not a test of its own: the process that the next test kills, when it is started by it.
 #[tokio::test]
@@ -22,6 +26,7 @@ async fn owner() {
     fs::create_dir(&path).unwrap();
     vm.plug_share(Share { tag: "x".into(), path, read_only: false }).await.unwrap();
     lab::ask(&vm, "mount virtiofs x /x").await.ok();
+    vm.plug_egress(Egress::at("lo", OWNERS)).await.unwrap();
     fs::write(dir.join("ready"), vm.pid().to_string()).unwrap();
     tokio::time::sleep(LIMIT).await;
 }
@@ -45,11 +50,13 @@ async fn the_death_of_the_owner_takes_everything_with_it() {
     assert!(!pid.is_empty(), "the owner never got ready");
     let word = dir.path().display().to_string();
     assert!(!children(&format!("--shared-dir={word}")).is_empty());
+    let out = format!("--map-guest-addr={OWNERS}");
+    assert_eq!(children(&out).len(), 1);
     owner.kill().unwrap();
     let killed = Instant::now();
     owner.wait().unwrap();
     loop {
-        let daemons = children(&format!("--shared-dir={word}"));
+        let daemons = [children(&format!("--shared-dir={word}")), children(&out)].concat();
         let qemu = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         if daemons.is_empty() && qemu.is_empty() {
             break;

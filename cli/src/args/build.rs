@@ -34,6 +34,9 @@ pub struct BuildArgs {
     /// Network of the steps
     #[arg(long, value_enum, default_value_t = Network::None)]
     pub network: Network,
+    /// Name server of the steps with --network egress; can be repeated [default: this machine's]
+    #[arg(long, value_name = "ADDRESS")]
+    pub dns: Vec<std::net::IpAddr>,
     /// Builds of one key share what they have built before
     #[arg(long, value_name = "KEY", default_value = "default")]
     pub cache_key: String,
@@ -95,7 +98,7 @@ pub struct BuildArgs {
 pub enum Network {
     /// A loopback and nothing else.
     None,
-    /// That of the pod a build runs in.
+    /// What this machine reaches apart from itself; in a cluster, what the build's pod reaches.
     Egress,
 }
 

@@ -121,6 +121,7 @@ async fn run(
         cpus: plan.cpus,
         max_cpus: plan.cpus,
         netns: None,
+        egress: None,
         privileged: plan.wishes.privileged,
         accel: plan.accel,
         boot_deadline: BOOT,

@@ -2,9 +2,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests are tests")]
 
 mod cache;
+mod egress;
 mod features;
 mod hostile;
 mod life;
 mod network;
 mod secrets;
 mod site;
+mod world;

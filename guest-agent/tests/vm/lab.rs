@@ -128,6 +128,7 @@ impl Lab {
             cpus: 1,
             max_cpus: 1,
             netns: None,
+            egress: None,
             privileged: false,
             accel: Accel::Auto,
             boot_deadline: Duration::from_secs(60),

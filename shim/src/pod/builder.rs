@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cloister_builder::pod::{CACHE_BYTES, Facts};
-use cloister_builder::{CacheDisk, Caches, Tail};
+use cloister_builder::{CacheDisk, Caches, Names, Tail};
 use cloister_image::ImageConfig;
 use cloister_sandbox::{Io, PidNamespace, Root, spec};
 use oci_spec::runtime::{Mount, Spec};
@@ -89,7 +89,8 @@ impl Pod {
         let tail = Tail::default();
         let io = Io { stderr: Some(Box::new(tail.clone())), ..Io::default() };
         let process = machine.sandbox.create(guest, io).await?;
-        let configured = cloister_builder::configure(machine.sandbox.agent(), id, disk.bytes, network);
+        let names = if network { Names::Container } else { Names::None };
+        let configured = cloister_builder::configure(machine.sandbox.agent(), id, disk.bytes, &names);
         configured.await.map_err(Failure::other)?;
 
         let (handle, keeper) = Handle::new(id.clone());

@@ -146,6 +146,7 @@ impl Pod {
             max_cpus: config.max_cpus(),
             privileged: setup.privileged,
             netns: setup.netns.clone(),
+            egress: None,
             accel: config.accel(),
             boot_deadline: Duration::from_secs(config.boot_seconds),
         })

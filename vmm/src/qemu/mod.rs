@@ -3,6 +3,7 @@
 mod args;
 mod grow;
 mod metrics;
+mod net;
 mod plug;
 pub(crate) mod ports;
 mod snapshot;
@@ -22,13 +23,14 @@ use crate::bootfile::BootFile;
 use crate::config::{Host, VmConfig};
 use crate::console;
 use crate::disk::{ImageDisk, RawDisk};
+use crate::egress::Egress;
 use crate::process::{Exited, Launch, Process};
 use crate::qmp::{Qmp, QmpEvent};
 use crate::share::Share;
 use crate::tsc;
 use crate::vmm::{Cause, DeviceId, Event, Exit, Metrics, Tap, Vmm};
 use crate::vsock::{Transport, VsockStream};
-use crate::{Error, Result};
+use crate::{Error, Result, User};
 
 /// The oldest QEMU this driver is tested with.
 const MINIMUM: (i64, i64, i64) = (10, 0, 0);
@@ -75,13 +77,7 @@ impl Vmm for Qemu {
             Chosen::Tcg { warning } => warning.clone(),
             Chosen::Kvm(_) => None,
         };
-        let user = match (rustix::process::geteuid().is_root(), host.user) {
-            (false, _) => None,
-            (true, Some(user)) if user.uid != 0 => Some(user),
-            (true, _) => {
-                return Err(Error::invalid("VMM user", "must be set, and not root, when started as root"));
-            }
-        };
+        let user = identity(host)?;
         let memory = snapshot::memory(config.memory, saved.as_ref())?;
         let (qmp_ours, qmp_theirs) = UnixStream::pair().map_err(Error::os("create the QMP socket pair"))?;
         let ports = ports::Ports::new(config.hotplug_ports);
@@ -199,7 +195,11 @@ impl Vmm for Qemu {
     }
 
     async fn plug_tap(&self, tap: Tap) -> Result<DeviceId> {
-        self.explain(plug::tap(self, tap).await).await
+        self.explain(net::tap(self, tap).await).await
+    }
+
+    async fn plug_egress(&self, egress: Egress) -> Result<DeviceId> {
+        self.explain(net::egress(self, egress).await).await
     }
 
     async fn unplug(&self, device: &DeviceId, limit: Duration) -> Result<()> {
@@ -298,6 +298,15 @@ async fn boot_files(config: &VmConfig) -> Result<(BootFile, Option<BootFile>)> {
 
 fn open(what: &'static str, path: &Path) -> Result<OwnedFd> {
     File::open(path).map(Into::into).map_err(|source| Error::File { what, path: path.to_owned(), source })
+}
+
+/// Who helpers run as that need no privileges: somebody else if this process is root.
+fn identity(host: &Host) -> Result<Option<User>> {
+    match (rustix::process::geteuid().is_root(), host.user) {
+        (false, _) => Ok(None),
+        (true, Some(user)) if user.uid != 0 => Ok(Some(user)),
+        (true, _) => Err(Error::invalid("VMM user", "must be set, and not root, when started as root")),
+    }
 }
 
 /// Waits for QEMU's greeting, or for its last words.

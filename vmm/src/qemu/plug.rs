@@ -14,13 +14,13 @@ use crate::disk::{self, ImageDisk, RawDisk};
 use crate::process::Process;
 use crate::qmp::{FdSet, QmpEvent};
 use crate::share::{self, Share};
-use crate::vmm::{DeviceId, Event, Tap};
+use crate::vmm::{DeviceId, Event};
 use crate::{Error, Result};
 
 /// What is plugged at the moment.
 #[derive(Debug, Default)]
 pub(super) struct Plugged {
-    devices: HashMap<DeviceId, Device>,
+    pub devices: HashMap<DeviceId, Device>,
     /// Numbers devices; never reused, so that a late event cannot be taken for another device's.
     next: u64,
     /// The slot of the memory growth device.
@@ -35,15 +35,15 @@ impl Plugged {
 }
 
 #[derive(Debug)]
-struct Device {
+pub(super) struct Device {
     /// Given back when the device is gone.
-    _port: Port,
-    backend: Backend,
+    pub _port: Port,
+    pub backend: Backend,
 }
 
 /// What is behind a device, to be removed after it.
 #[derive(Debug)]
-enum Backend {
+pub(super) enum Backend {
     Disk,
     /// Dropping the process ends the daemon.
     Share {
@@ -51,6 +51,11 @@ enum Backend {
         watcher: tokio::task::JoinHandle<()>,
     },
     Net,
+    /// As of a share.
+    Egress {
+        daemon: Process,
+        watcher: tokio::task::JoinHandle<()>,
+    },
 }
 
 /// Plugs several flat files as one disk.
@@ -144,37 +149,24 @@ pub(super) async fn share(vm: &Qemu, share: Share) -> Result<DeviceId> {
             Err(_) => error,
         });
     }
-    let mut exited = daemon.exited();
-    let events = vm.events.clone();
-    let watcher = tokio::spawn(async move {
-        let reason = exited.wait().await;
-        // Nobody listening is fine.
-        let _ = events
-            .send(Event::ShareFailed { tag: share.tag, reason: format!("virtiofsd ended with {reason}") });
-    });
+    let watcher = watch(vm, &daemon, "virtiofsd", |reason| Event::ShareFailed { tag: share.tag, reason });
     plugged.devices.insert(id.clone(), Device { _port: port, backend: Backend::Share { daemon, watcher } });
     Ok(id)
 }
 
-/// Plugs a network interface.
-pub(super) async fn tap(vm: &Qemu, tap: Tap) -> Result<DeviceId> {
-    let mut plugged = vm.plugged.lock().await;
-    let port = vm.ports.take()?;
-    let id = next_id(&mut plugged);
-    vm.qmp.get_fd(&id.0, tap.fd).await?;
-    vm.qmp.call("netdev_add", json!({ "type": "tap", "id": id.0, "fd": id.0 })).await?;
-    let [a, b, c, d, e, f] = tap.mac;
-    let mac = format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}");
-    // Without a ROM: nothing boots from the network.
-    let properties =
-        [("netdev", Value::from(id.0.as_str())), ("mac", mac.into()), ("romfile", "".into()), modern()];
-    if let Err(error) = add(vm, "virtio-net-pci", &id.0, &port, properties).await {
-        // Only tidies up.
-        let _ = vm.qmp.run(netdev_del { id: id.0 }).await;
-        return Err(error);
-    }
-    plugged.devices.insert(id.clone(), Device { _port: port, backend: Backend::Net });
-    Ok(id)
+/// Tells of the end of a daemon that a device can't be without.
+pub(super) fn watch(
+    vm: &Qemu,
+    daemon: &Process,
+    what: &'static str,
+    event: impl FnOnce(String) -> Event + Send + 'static,
+) -> tokio::task::JoinHandle<()> {
+    let (mut exited, events) = (daemon.exited(), vm.events.clone());
+    tokio::spawn(async move {
+        let reason = exited.wait().await;
+        // Nobody listening is fine.
+        let _ = events.send(event(format!("{what} ended with {reason}")));
+    })
 }
 
 /// Asks the guest to let go of a device, waits until it has, and removes what was behind it.
@@ -192,6 +184,11 @@ pub(super) async fn unplug(vm: &Qemu, id: &DeviceId, limit: Duration) -> Result<
             watcher.abort();
             drop(daemon);
             vm.qmp.run(chardev_remove { id: id.0.clone() }).await.map(drop)
+        }
+        Backend::Egress { daemon, watcher } => {
+            watcher.abort();
+            drop(daemon);
+            vm.qmp.run(netdev_del { id: id.0.clone() }).await.map(drop)
         }
     }
 }
@@ -220,13 +217,13 @@ fn about(event: &QmpEvent, id: &str) -> bool {
     event.text("device") == Some(id)
 }
 
-fn next_id(plugged: &mut Plugged) -> DeviceId {
+pub(super) fn next_id(plugged: &mut Plugged) -> DeviceId {
     plugged.next += 1;
     DeviceId(format!("dev{}", plugged.next))
 }
 
 /// Without the I/O ports of virtio before 1.0, which a conventional bus would otherwise offer.
-fn modern() -> (&'static str, Value) {
+pub(super) fn modern() -> (&'static str, Value) {
     ("disable-legacy", "on".into())
 }
 

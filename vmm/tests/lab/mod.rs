@@ -27,7 +27,8 @@ pub fn kernel() -> PathBuf {
 }
 
 pub fn host() -> Host {
-    Host::debian(cache().join("tools/virtiofsd-1.13.2/bin/virtiofsd"), Some(NOBODY))
+    let debian = Host::debian(cache().join("tools/virtiofsd-1.13.2/bin/virtiofsd"), Some(NOBODY));
+    Host { passt: Some(cache().join("tools/passt-trixie/bin/passt")), ..debian }
 }
 
 /// An initramfs with `init.rs` as its only file, built once per test process and cached by name.

@@ -6,13 +6,14 @@ use cloister_build::client::Error;
 use cloister_build::job::Reason;
 use cloister_builder::Builder;
 
+use crate::args::build::Network;
 use crate::output;
 
 /// How long the word of a failed step may have been on its way.
 const WAY: Duration = Duration::from_secs(2);
 
 /// Everything there is to say about a build that failed; it began at `begun`.
-pub async fn tell(builder: &Builder, error: &Error, disk: u64, begun: Instant) -> String {
+pub async fn tell(builder: &Builder, error: &Error, disk: u64, network: Network, begun: Instant) -> String {
     let mut text = String::new();
     if let Some(failure) = error.failure() {
         text.push_str(&failure.report());
@@ -32,7 +33,9 @@ pub async fn tell(builder: &Builder, error: &Error, disk: u64, begun: Instant) -
             let disk = output::bytes(disk);
             text.push_str(&format!("DiskFull: the build's disk of {disk} is full; see --cache-size: "));
         }
-        (Reason::NoNetwork, _) => text.push_str("NoNetwork: steps of a build have no network; builds of a cluster can (kubectl cloister build --network egress): "),
+        (Reason::NoNetwork, _) if network == Network::None => {
+            text.push_str("NoNetwork: steps of a build have no network without --network egress: ");
+        }
         (Reason::TooLarge, _) => text.push_str("ResultTooLarge: a result has to fit --cache-size: "),
         (Reason::NoRoom, _) => text.push_str("DiskFull: no room on this machine, see --root and -o: "),
         (Reason::Deadline, _) => text.push_str("Deadline: "),

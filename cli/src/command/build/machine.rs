@@ -9,6 +9,7 @@ use cloister_builder::ImageSource;
 use cloister_image::ImageRecord;
 use cloister_image::source::registry::PullOptions;
 use cloister_sandbox::{Kernel, MachineConfig, OVERHEAD, memory_for};
+use cloister_vmm::Egress;
 use jiff::Timestamp;
 
 use crate::args::build::BuildArgs;
@@ -45,7 +46,12 @@ pub fn builder_image(args: &BuildArgs) -> Result<ImageSource> {
 }
 
 /// The parts of the machine.
-pub fn config(args: &BuildArgs, kernel: Kernel, folder: &Path) -> Result<MachineConfig> {
+pub fn config(
+    args: &BuildArgs,
+    kernel: Kernel,
+    egress: Option<Egress>,
+    folder: &Path,
+) -> Result<MachineConfig> {
     let memory_bytes = memory_for(args.memory, OVERHEAD);
     Ok(MachineConfig {
         host: host::find(false)?,
@@ -57,6 +63,7 @@ pub fn config(args: &BuildArgs, kernel: Kernel, folder: &Path) -> Result<Machine
         max_cpus: args.cpus,
         privileged: true,
         netns: None,
+        egress,
         accel: args.accel,
         boot_deadline: BOOT,
     })

@@ -8,6 +8,7 @@ pub(super) mod caches;
 mod failure;
 pub(super) mod inputs;
 mod machine;
+mod network;
 mod parts;
 
 use std::collections::BTreeMap;
@@ -53,17 +54,13 @@ const EVENTS: usize = 256;
 
 /// Builds an image; returns what to exit with.
 pub async fn run(global: &Global, args: BuildArgs) -> Result<u8> {
-    if args.network == Network::Egress {
-        bail!(
-            "--network egress: steps of a build without a cluster have no network; this command fetches images and caches"
-        );
-    }
     if args.memory < LEAST_MEMORY {
         bail!("--memory is below the least of {}", output::bytes(LEAST_MEMORY));
     }
     let root = Root::find(global)?;
     let inputs = Inputs::read(&args)?;
     let wanted = caches::Wanted::parse(&args)?;
+    let (egress, names) = network::find(&args).await?;
     let kernel = kernel::choose(&root, args.kernel.as_deref())?;
     let store = Store::open(root.path())?;
     let mut parts = Parts::default();
@@ -78,8 +75,8 @@ pub async fn run(global: &Global, args: BuildArgs) -> Result<u8> {
     let mut signals = Signals::listen().context("cannot watch signals")?;
     let place = machine::Place::reserve(&root, &image.record)?;
     let (caches, written) = wanted.open(place.path(), &args.registry)?;
-    let config = machine::config(&args, kernel, place.path())?;
-    let settings = Settings { machine: config, memory_bytes: args.memory, state, deadline: READY };
+    let config = machine::config(&args, kernel, egress, place.path())?;
+    let settings = Settings { machine: config, memory_bytes: args.memory, state, names, deadline: READY };
     let started = tokio::select! {
         started = Builder::start(settings, image) => started,
         code = signals.interrupted() => {
@@ -137,7 +134,7 @@ pub async fn run(global: &Global, args: BuildArgs) -> Result<u8> {
             code
         }
         Err((None, error)) => {
-            let told = failure::tell(&builder, &error, disk_bytes, begun).await;
+            let told = failure::tell(&builder, &error, disk_bytes, args.network, begun).await;
             builder.stop().await;
             eprintln!("{told}");
             FAILED
@@ -172,6 +169,10 @@ async fn build(
         args: inputs.args.clone(),
         labels: inputs.labels.clone(),
         platforms: args.registry.platform.clone().into_iter().collect(),
+        network: match args.network {
+            Network::None => client::Network::None,
+            Network::Egress => client::Network::Sandbox,
+        },
         no_cache: if args.no_cache { NoCache::All } else { NoCache::Off },
         attestations: match args.provenance {
             Provenance::None => Vec::new(),

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use cloister_vmm::accel::{self, Chosen};
+use cloister_vmm::egress;
 
 use super::{Check, first_line, version_in};
 use crate::paths::Root;
@@ -16,11 +17,12 @@ const FILES: u64 = 1024;
 const LEAST_QEMU: (u64, u64) = (10, 0);
 
 /// Everything; `pods` when the network is needed as well.
-pub fn checks(root: &Root, pods: bool) -> Vec<Check> {
+pub async fn checks(root: &Root, pods: bool) -> Vec<Check> {
     vec![
         qemu(),
         firmware(),
         virtiofsd(),
+        passt().await,
         guest(root),
         acceleration(),
         namespaces(),
@@ -66,6 +68,19 @@ fn virtiofsd() -> Check {
             "not installed: -v does not work",
             "cargo install --locked virtiofsd, or apt-get install virtiofsd (Debian 13)",
         ),
+    }
+}
+
+async fn passt() -> Check {
+    const NAME: &str = "passt";
+    const FIX: &str = "apt-get install passt (Debian 13 or newer)";
+    let without = "build --network egress does not work";
+    let Some(path) = host::passt() else {
+        return Check::warning(NAME, format!("not installed: {without}"), FIX);
+    };
+    match egress::check(&path).await {
+        Ok(()) => Check::ok(NAME, path.display().to_string()),
+        Err(error) => Check::warning(NAME, format!("{error}: {without}"), FIX),
     }
 }
 

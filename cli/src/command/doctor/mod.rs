@@ -55,7 +55,7 @@ impl Check {
 
 /// Checks everything; returns 1 when something that is needed is missing.
 pub async fn run(global: &Global, args: &DoctorArgs) -> Result<u8> {
-    let mut checks = machine::checks(&Root::find(global)?, args.cri);
+    let mut checks = machine::checks(&Root::find(global)?, args.cri).await;
     if args.cri {
         let (found, runtime) = cri::checks(&args.containerd).await;
         checks.extend(found);
