@@ -72,7 +72,7 @@ pub struct Done {
 impl Done {
     /// One line for the log.
     pub fn summary(&self) -> String {
-        let Delivered { pushed, archive, imported } = &self.delivered;
+        let Delivered { pushed, archive, imported, .. } = &self.delivered;
         let mut text = format!("cloister: built {} in {:.1} s", self.digest, self.solve.as_secs_f64());
         for (what, names) in [
             ("pushed as", pushed.as_slice()),
@@ -140,6 +140,7 @@ impl Attempt<'_> {
             top,
             status: self.status,
             importer: &self.driver.importer,
+            store: &self.driver.store,
         };
         let delivered = outputs.deliver(&job, result, log).await?;
         caches.push(log).await;

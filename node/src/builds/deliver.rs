@@ -5,8 +5,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use cloister_build::client::{Descriptor, Layout};
-use cloister_crds::{BuildReason, Failure, ImageBuildSpec, StageName};
-use cloister_image::{Digest, Reference};
+use cloister_crds::{BuildReason, Failure, ImageBuildSpec, Sizes, StageName};
+use cloister_image::{Digest, Reference, Store};
 use tokio_util::sync::CancellationToken;
 
 use super::failure::{failure, of_import};
@@ -39,6 +39,8 @@ pub struct Delivered {
     pub archive: Option<String>,
     /// Names in containerd, when that has it.
     pub imported: Vec<String>,
+    /// How large it is, where that does not follow from what containerd has.
+    pub sizes: Option<Sizes>,
 }
 
 impl Outputs {
@@ -104,6 +106,9 @@ impl Outputs {
             let note = format!("Imported {digest} as {}", ready.names.join(", "));
             status.voice().say("Imported", "Import", &note);
             done.imported = ready.names;
+        } else {
+            let store = job.store.clone();
+            done.sizes = blocking(move || Ok(sizes(&image, &store))).await?;
         }
         Ok(done)
     }
@@ -121,6 +126,14 @@ pub struct Job<'a> {
     pub status: &'a Status,
     /// The way into containerd.
     pub importer: &'a Importer,
+    /// What this node has of other images.
+    pub store: &'a Store,
+}
+
+/// How large an image is, as far as that can be told: nobody waits for it.
+fn sizes(image: &Image, store: &Store) -> Option<Sizes> {
+    let known = |diff_id: &Digest| Some(store.open_layer(diff_id).ok()??.tar().ok()?.len);
+    image.sizes(known).inspect_err(|error| tracing::debug!("sizes of a result: {error}")).ok()?
 }
 
 /// The names that the image has in an archive.

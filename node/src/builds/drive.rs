@@ -137,7 +137,10 @@ impl Driver {
         let attempt = Attempt { driver: self, pod, spec, facts, mounts, folder, work: work.path(), status };
         let done = attempt.run(log).await?;
         self.uploads.forget(&pod.owner);
-        let sizes = self.sizes(&done.delivered.imported).await;
+        let sizes = match done.delivered.sizes.clone() {
+            Some(sizes) => Some(sizes),
+            None => self.sizes(&done.delivered.imported).await,
+        };
         Ok((done, sizes))
     }
 

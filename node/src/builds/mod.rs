@@ -9,6 +9,7 @@ mod drive;
 mod events;
 mod failure;
 mod inputs;
+mod leftovers;
 mod log;
 mod metrics;
 mod place;

@@ -1,6 +1,7 @@
 //! `spec.triggers.baseImage`: what the base images of this node's builds are by now. The operator decides what follows.
 //!
-//! A build's Secrets are there for its pods only, so that registries are asked without credentials between attempts.
+//! A build's Secrets are there for its pods only, and nothing of the project may read any (docs/security.md): between attempts
+//! registries are asked without credentials.
 
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};

@@ -14,6 +14,7 @@ use rustix::io::Errno;
 
 use super::failure::failure;
 use super::inputs::Mounts;
+use super::leftovers::{self, ON_ITS_WAY};
 use super::result::Image;
 
 /// Bytes written at a time.
@@ -57,7 +58,7 @@ impl Archive {
         Ok(Some(Self {
             root: root.ok_or_else(missing)?.clone(),
             path: path.into(),
-            temporary: format!(".cloister-archive-{uid}"),
+            temporary: format!("{ON_ITS_WAY}{uid}"),
             format: wanted.format,
             claim,
         }))
@@ -78,6 +79,11 @@ impl Archive {
         };
         let name = self.path.file_name().ok_or_else(|| wrong("write", &"not a file's name"))?;
         let folder = self.folder().map_err(|errno| wrong("make the folder of", &errno))?;
+        match leftovers::sweep(&folder) {
+            Ok(0) => {}
+            Ok(swept) => tracing::info!(claim = self.claim, swept, "removed what interrupted archives left"),
+            Err(errno) => tracing::debug!(claim = self.claim, "cannot look for leftovers: {errno}"),
+        }
         let temporary = Temporary::new(&folder, &self.temporary).map_err(|error| wrong("write", &error))?;
         let mut out = BufWriter::with_capacity(BUFFER, &temporary.file);
         let written = match self.format {
@@ -162,31 +168,15 @@ mod tests {
     use std::fs;
     use std::os::unix::fs::symlink;
 
-    use cloister_build::client::{Descriptor, Layout};
-    use cloister_image::Digest;
     use serde_json::json;
     use tokio_util::sync::CancellationToken;
 
+    use super::super::result::tests::one_layer;
     use super::*;
 
-    /// An image of one layer, as a build writes it.
+    /// An image of one layer.
     fn image(folder: &Path, unwanted: &CancellationToken) -> Image {
-        let layout = Layout::open(folder, 0).unwrap();
-        let blob = |kind: &str, bytes: &[u8]| -> Descriptor {
-            let digest = Digest::of(bytes);
-            fs::write(folder.join("blobs/sha256").join(digest.hex()), bytes).unwrap();
-            let media_type = format!("application/vnd.oci.image.{kind}");
-            Descriptor { media_type, digest, size: bytes.len() as u64 }
-        };
-        let json = |of: &Descriptor| json!({"mediaType": of.media_type, "digest": of.digest.to_string(), "size": of.size});
-        let layer = json(&blob("layer.v1.tar", &[0; 1024]));
-        let config = json!({"architecture": "amd64", "os": "linux", "config": {},
-            "rootfs": {"type": "layers", "diff_ids": [layer["digest"]]}});
-        let config = json(&blob("config.v1+json", config.to_string().as_bytes()));
-        let manifest = json!({"schemaVersion": 2, "config": config, "layers": [layer],
-            "mediaType": "application/vnd.oci.image.manifest.v1+json"});
-        let top = blob("manifest.v1+json", manifest.to_string().as_bytes());
-        Image::open(layout, &top, unwanted.clone()).unwrap()
+        one_layer(folder, unwanted, &[0; 1024], "tar")
     }
 
     fn archive(root: &Path, path: &str, format: &str) -> Archive {
