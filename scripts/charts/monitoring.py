@@ -9,7 +9,7 @@ import helm
 import yaml
 
 # Labels that Prometheus adds, and the histogram's own.
-ADDED = {"instance", "job", "namespace", "pod", "le"}
+ADDED = {"instance", "job", "namespace", "pod", "node", "le"}
 
 
 def documented(page):
@@ -66,6 +66,11 @@ def check(chart, docs):
         yield f"{alert} is in one of files/alerts.yaml and docs/operations.md, and not in the other"
     yield from promtool("check", "rules", chart / "files/alerts.yaml")
     yield from promtool("test", "rules", chart / "tests/alerts.yaml")
+    operations = (docs / "operations.md").read_text()
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as config:
+        config.write(re.search(r"^```yaml\n(scrape_configs:\n.*?)^```", operations, re.MULTILINE | re.DOTALL)[1])
+        config.flush()
+        yield from promtool("check", "config", config.name)
     # promtool reads rules only: the dashboard's queries as such.
     queries = [{"record": f"panel:{n}", "expr": query.replace("$__rate_interval", "5m").replace("$__range", "1h")}
                for n, (where, query) in enumerate(expressions(chart)) if where.startswith("panel")]
