@@ -4,8 +4,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/common.sh
 
-root=target/demo
-bin=${CARGO_TARGET_DIR:-target}/release/cloister
+root=${CLOISTER_DEMO_ROOT:-target/demo}
+bin=${CLOISTER_BIN_DIR:-${CARGO_TARGET_DIR:-target}/release}/cloister
 cloister() { "$bin" --root "$root" "$@"; }
 step() { # step TITLE COMMAND…: shows the command (or $shown), runs it, says how long it took
     local title=$1 begin end
@@ -24,7 +24,9 @@ piped() {
 
 image=$(scripts/debian-image.sh demo)
 rm -rf "$root"
-step 'A Debian image of three layers becomes three EROFS files' cloister image import debian -i "$image"
+shown='cloister image import debian -i debian-demo.tar' \
+    step 'A Debian image of three layers becomes three EROFS files' cloister image import debian -i "$image"
+printf '$ cloister image ls\n'
 cloister image ls
 step "The kernel is not this machine's ($(uname -r)); where the time goes" \
     cloister run --rm --timings debian -- uname -srv
