@@ -32,8 +32,9 @@ step "The kernel is not this machine's ($(uname -r)); where the time goes" \
     cloister run --rm --timings debian -- uname -srv
 export CLOISTER_LOG=error # the warning about emulation was seen once
 step 'PID 1 is the command, in a namespace of its own' cloister run --rm debian -- cat /proc/1/comm
-step 'The filesystem is the image: layers stacked, whiteouts honoured' \
-    cloister run --rm debian -- sh -c 'cat /etc/motd; ls /etc/issue; stat -fc %T /; grep -c erofs /proc/filesystems'
+inside='cat /etc/motd; [ -e /etc/issue ] || echo "no /etc/issue"; stat -fc %T /'
+shown="cloister run --rm debian -- sh -c '$inside'" \
+    step 'The filesystem is the image: layers stacked, whiteouts honoured' cloister run --rm debian -- sh -c "$inside"
 shown='seq 100000 | cloister run --rm -i debian -- sh -c "sha256sum; exit 7"' \
     step 'Input, output and exit codes pass through' piped
 printf '\n# Nothing is left\n$ cloister ps\n'
