@@ -2,7 +2,8 @@
 """helm.py COMMAND …: Helm's own engine, with the words of its command line that this project uses.
 
     lint CHART                           template RELEASE CHART
-    install RELEASE CHART                upgrade RELEASE CHART
+    install RELEASE CHART [--create-namespace] [--wait]
+    upgrade RELEASE CHART [--reuse-values] [--wait]
     rollback RELEASE REVISION            uninstall RELEASE
     test RELEASE                         package CHART FOLDER
 """
@@ -77,11 +78,12 @@ def package(args):
 
 def cluster(args):
     """What talks to an API server."""
+    where = {"namespace": args.namespace, "timeout": args.timeout, "wait": "watcher" if args.wait else None}
     with helm.Config(kubeconfig_path=args.kubeconfig, namespace=args.namespace) as config:
         if args.command == "install":
-            done = config.install(args.second, args.first, values(args), namespace=args.namespace, timeout=args.timeout)
+            done = config.install(args.second, args.first, values(args), create_namespace=args.create_namespace, **where)
         elif args.command == "upgrade":
-            done = config.upgrade(args.second, args.first, values(args), namespace=args.namespace, timeout=args.timeout)
+            done = config.upgrade(args.second, args.first, values(args), reuse_values=args.reuse_values, **where)
         elif args.command == "rollback":
             done = config.rollback(args.first, version=int(args.second))
         elif args.command == "uninstall":
@@ -102,6 +104,9 @@ def main():
     parser.add_argument("--set", action="append", default=[])
     parser.add_argument("-n", "--namespace", default="default")
     parser.add_argument("--kubeconfig")
+    parser.add_argument("--create-namespace", action="store_true")
+    parser.add_argument("--reuse-values", action="store_true")
+    parser.add_argument("--wait", action="store_true")
     parser.add_argument("--timeout", type=int, default=300)
     args = parser.parse_args()
     try:

@@ -182,8 +182,8 @@ pub struct ImageBuildSpec {
     /// End the running attempt and start no other while true.
     #[serde(default)]
     pub cancel: bool,
-    /// Delete this object so many seconds after it has finished, for builds nobody triggers again. Images stay on
-    /// their nodes, no longer pinned. Default: never.
+    /// Delete this object so many seconds after it has finished, for builds nobody triggers again. Its images go
+    /// from their nodes with it; what was pushed or archived stays. Default: never.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
     pub ttl_seconds_after_finished: Option<i32>,
