@@ -177,7 +177,7 @@ unpacked inotify usr/bin/inotifywait 'inotify-tools=3.22.*' 'libinotifytools0=3.
 unpacked promtool usr/bin/promtool 'promtool=2.53.*'
 unpacked etcd usr/bin/etcd 'etcd-server=3.4.*'
 unpacked kubectl usr/bin/kubectl 'kubectl=1.32.*'
-unpacked sshd usr/sbin/sshd 'openssh-server=1:9.2p1-*' 'libwrap0=7.6.q-*' # git over ssh; installed, it would start
+unpacked sshd usr/sbin/sshd 'openssh-server=1:9.2p1-*' 'libwrap0=7.6.q-32*' # git over ssh; installed, it would start
 getent passwd sshd >/dev/null || as_root useradd --system --no-create-home --home-dir /run/sshd --shell /usr/sbin/nologin sshd
 helm 0.2.2 28cc13abaf134c3a7e37f070c939be8d9cdc9825c3c8b8b2d35161073bcd4578 # of Helm 4.2.3
 program virtiofsd 1.13.2

@@ -6,7 +6,7 @@ mod lab;
 use std::time::{Duration, Instant};
 
 use cloister_vmm::{Egress, Event, Vmm};
-use lab::{Guest, LIMIT, children};
+use lab::{Guest, LIMIT, children, only_child};
 use rustix::process::{Pid, Signal, kill_process};
 
 /// How soon everything must be gone.
@@ -36,7 +36,7 @@ async fn a_way_out_comes_and_goes_and_its_end_is_told() {
     let mut events = guest.vm.events();
     let (first, word) = egress(1);
     let id = guest.vm.plug_egress(first.clone()).await.unwrap();
-    assert_eq!(children(&word).len(), 1);
+    only_child(&word).await;
     let address = guest.until("cat /sys/class/net/eth0/address", ":").await;
     assert_eq!(address.trim(), "02:00:00:00:00:01");
     guest.vm.unplug(&id, LIMIT).await.unwrap();
@@ -45,7 +45,7 @@ async fn a_way_out_comes_and_goes_and_its_end_is_told() {
 
     guest.vm.plug_egress(first).await.unwrap();
     guest.until("ls /sys/class/net", "eth0").await;
-    kill(children(&word)[0]);
+    kill(only_child(&word).await);
     let event = tokio::time::timeout(LIMIT, events.recv()).await.unwrap().unwrap();
     assert!(
         matches!(&event, Event::EgressFailed { reason } if reason.starts_with("passt ended with signal 9")),
@@ -61,7 +61,7 @@ async fn the_end_of_a_vm_is_that_of_its_way_out() {
         let guest = Guest::boot().await;
         let (egress, word) = egress(last);
         guest.vm.plug_egress(egress).await.unwrap();
-        assert_eq!(children(&word).len(), 1);
+        only_child(&word).await;
         if killed {
             kill(guest.vm.pid());
             guest.vm.wait().await;

@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use cloister_vmm::{Egress, Qemu, Share, Vmm};
-use lab::{Guest, LIMIT, children, config, host};
+use lab::{Guest, LIMIT, children, config, host, only_child};
 
 /// By which the owner's way out is known.
 const OWNERS: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 77);
@@ -51,7 +51,7 @@ async fn the_death_of_the_owner_takes_everything_with_it() {
     let word = dir.path().display().to_string();
     assert!(!children(&format!("--shared-dir={word}")).is_empty());
     let out = format!("--map-guest-addr={OWNERS}");
-    assert_eq!(children(&out).len(), 1);
+    only_child(&out).await;
     owner.kill().unwrap();
     let killed = Instant::now();
     owner.wait().unwrap();

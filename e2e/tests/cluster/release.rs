@@ -295,7 +295,8 @@ fn release(cluster: &Cluster, node: &OrdinaryNode) -> Result<()> {
     ensure!(lives(cluster)? == ordinary, "the ordinary pod was restarted");
     let label = r"jsonpath={.metadata.labels.cloister\.dev/ready}";
     ensure!(cluster.kubectl(&["get", "node", "one", "-o", label])?.is_empty(), "the label is still there");
-    node.lab.cell.inside(|| addresses(cluster, "app=ordinary")?.into_iter().try_for_each(ask))??;
+    let ordinary = addresses(cluster, "app=ordinary")?;
+    node.lab.cell.inside(|| ordinary.into_iter().try_for_each(ask))??;
     figures.say("files of the node, the ordinary pod", "as before");
     eprintln!("{}", figures.0);
     Ok(())

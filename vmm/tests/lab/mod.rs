@@ -175,3 +175,15 @@ pub fn children(word: &str) -> Vec<u32> {
     }
     found
 }
+
+/// The one process with this on its command line; while it starts there may be none, or a helper of its own.
+pub async fn only_child(word: &str) -> u32 {
+    let began = Instant::now();
+    loop {
+        match children(word)[..] {
+            [pid] => return pid,
+            ref other => assert!(began.elapsed() < LIMIT, "{other:?}"),
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
