@@ -35,10 +35,11 @@ pub fn differ(address: &Path) -> PathBuf {
 /// Has the differ's link lead to this socket.
 pub fn lead(address: &Path, to: &Path) -> crate::error::Result<()> {
     let link = differ(address);
-    let new = link.with_extension("new");
-    let _ = std::fs::remove_file(&new);
-    symlink(to, &new).at("make", &new)?;
-    std::fs::rename(&new, &link).at("publish", &link)
+    let folder = link.parent().unwrap_or(Path::new("/"));
+    // Under a name of its own: the daemon may do the same at this moment.
+    let new = tempfile::Builder::new().prefix(".diff-").make_in(folder, |new| symlink(to, new));
+    let new = new.at("make a link in", folder)?.into_temp_path();
+    new.persist(&link).map_err(|error| error.error).at("publish", &link)
 }
 
 /// Answers whenever nobody serves at `address`, until SIGTERM or SIGINT.
@@ -62,7 +63,7 @@ async fn take_turns(address: &Path) -> Result<()> {
     }
 }
 
-/// Answers "not implemented" until the daemon is there.
+/// Answers that it knows no differ until the daemon is there.
 async fn stand_in(address: &Path) -> Result<()> {
     let own = address.with_file_name("standby.sock");
     let listener = UnixListenerStream::new(listen::unix(&own)?);
