@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz bench bench-builds charts check build guest kernel kernel-reproducible setup images container-images builder cluster e2e-cluster
+.PHONY: help demo test fuzz bench bench-builds figures charts check build guest kernel kernel-reproducible setup images container-images builder cluster e2e-cluster
 
 GUEST := target/microvm
 export CLOISTER_KERNEL := $(CURDIR)/$(GUEST)
@@ -37,6 +37,9 @@ bench-pods: build ## pods beside runc's on the same containerd, into target/benc
 
 bench-builds: build builder ## builds in microVMs beside buildctl on the host: digests and times
 	@scripts/bench.sh --bin bench-builds
+
+figures: build builder cluster ## a Prometheus that scrapes a cluster at work: dashboard, alerts, and the figures of docs/metrics.md
+	@FIGURES=$(CURDIR)/docs/figures scripts/test.sh -p cloister-e2e --profile full --no-capture -E 'binary(builds) and test(/^monitoring::/)'
 
 bench: build images ## the figures of docs/performance.md, into target/bench.json
 	@scripts/bench.sh

@@ -175,6 +175,7 @@ unpacked containerd-2.1 usr/bin/containerd 'containerd=2.1.*'
 unpacked lab-programs usr/sbin/runc 'runc=1.1.5*' 'busybox-static=1:1.35.*' # newer ones need a newer C library
 unpacked inotify usr/bin/inotifywait 'inotify-tools=3.22.*' 'libinotifytools0=3.22.*' 'libc6=2.36-*'
 unpacked promtool usr/bin/promtool 'promtool=2.53.*'
+unpacked prometheus usr/bin/prometheus 'prometheus=2.53.*'
 unpacked etcd usr/bin/etcd 'etcd-server=3.4.*'
 unpacked kubectl usr/bin/kubectl 'kubectl=1.32.*'
 unpacked sshd usr/sbin/sshd 'openssh-server=1:9.2p1-*' 'libwrap0=7.6.q-32*' # git over ssh; installed, it would start

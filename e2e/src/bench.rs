@@ -4,6 +4,7 @@ pub mod boot;
 pub mod builds;
 pub mod conversion;
 pub mod guests;
+pub mod lines;
 pub mod memory;
 pub mod plot;
 pub mod pods;

@@ -212,7 +212,10 @@ impl Containerd {
         let child = self.spawn_logged(&mut command, "node.log")?;
         *lock(&self.node) = Some(child);
         // Its metrics come last: whoever connects to the first socket may have to wait for an answer.
-        let sockets = [node::socket(self.root()), node::metrics(self.root())];
+        let mut sockets = vec![node::socket(self.root())];
+        if !node::serves_elsewhere(self.root()) {
+            sockets.push(node::metrics(self.root()));
+        }
         let answers = |socket| std::os::unix::net::UnixStream::connect(socket).is_ok();
         wait_for("cloister-node", DAEMON, || Ok(sockets.iter().all(answers).then_some(())))
             .with_context(|| self.log_tail("node.log", 20))

@@ -1,12 +1,12 @@
 //! What the lab tells the programs under test: `cloister-node`'s command line and the configuration of the shim.
 
-use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 
+use crate::http;
 use crate::lab::{guest, target_dir};
 
 /// Where the node daemon was built.
@@ -31,13 +31,7 @@ pub fn metrics(root: &Path) -> PathBuf {
 
 /// The page that the daemon serves, in Prometheus' text format.
 pub fn page(root: &Path) -> Result<String> {
-    let mut stream = UnixStream::connect(metrics(root))?;
-    stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n")?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    let (head, page) = answer.split_once("\r\n\r\n").context("no HTTP")?;
-    ensure!(head.starts_with("HTTP/1.1 200 "), "{answer}");
-    Ok(page.to_owned())
+    http::get(UnixStream::connect(metrics(root))?, "/metrics")
 }
 
 /// The value of one series of a page, labels included in its name.
@@ -56,11 +50,12 @@ pub fn command(root: &Path) -> Result<Command> {
         .arg(socket(root))
         .arg("--containerd")
         .arg(root.join("containerd.sock"))
-        .arg("--metrics-address")
-        .arg(format!("unix:{}", metrics(root).display()))
         .args(["--log-level", "debug"]);
     if settings(root).exists() {
         command.arg("--config").arg(settings(root));
+    }
+    if !serves_elsewhere(root) {
+        command.arg("--metrics-address").arg(format!("unix:{}", metrics(root).display()));
     }
     Ok(command)
 }
@@ -68,6 +63,11 @@ pub fn command(root: &Path) -> Result<Command> {
 /// The daemon's file in a lab; read when there is one.
 pub fn settings(root: &Path) -> PathBuf {
     root.join("node.toml")
+}
+
+/// Whether that file has an address for metrics.
+pub fn serves_elsewhere(root: &Path) -> bool {
+    std::fs::read_to_string(settings(root)).is_ok_and(|text| text.contains("metrics_address"))
 }
 
 /// The environment of containerd, and with it of every shim.

@@ -44,7 +44,7 @@ pub async fn run(config: Config) -> Result<()> {
     let state = Arc::new(state);
     let counters = Arc::new(Counters::new()?);
     let containerd = Containerd::new(config.containerd.clone())?;
-    let converter = Converter::new(state.store().clone(), containerd.clone(), counters.clone());
+    let converter = Converter::new(state.store().clone(), containerd.clone(), counters.layers.clone());
     let importer = Importer::new(containerd.clone(), &config);
     let images = {
         let containerd = containerd.clone();

@@ -44,6 +44,9 @@ pub enum Error {
 }
 
 impl Error {
+    /// Every word that [`Error::kind`] has.
+    pub const KINDS: [&str; 6] = ["conflict", "taken", "refused", "api", "time", "json"];
+
     /// One word for metrics.
     pub const fn kind(&self) -> &'static str {
         match self {

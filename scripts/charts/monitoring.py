@@ -14,7 +14,7 @@ ADDED = {"instance", "job", "namespace", "pod", "node", "le"}
 
 def documented(page):
     """Labels by metric, from the tables."""
-    rows = re.findall(r"^\| `(cloister_\w+)` \| (\w+) \| (.*?) \|", page, re.MULTILINE)
+    rows = re.findall(r"^\| `(\w+)` \| (counter|gauge|histogram) \| \w+ \| (.*?) \|", page, re.MULTILINE)
     found = {}
     for metric, kind, labels in rows:
         for suffix in ("_bucket", "_sum", "_count") if kind == "histogram" else ("",):
@@ -33,7 +33,7 @@ def expressions(chart):
 
 
 def wrong(where, query, metrics):
-    used = set(re.findall(r"\bcloister_\w+", query))
+    used = set(re.findall(r"\b(?:cloister|process)_\w+", query))
     for metric in sorted(used - metrics.keys()):
         yield f"{where}: docs/metrics.md has no {metric}"
     labels = set(re.findall(r"[{,]\s*(\w+)\s*[=!]", query))

@@ -60,6 +60,11 @@ macro_rules! reasons {
                 }
             }
 
+            /// The reasons for which an attempt may have failed.
+            pub fn failures() -> impl Iterator<Item = Self> {
+                Self::ALL.iter().copied().skip_while(|reason| *reason != Self::Cancelled)
+            }
+
             /// What the reason means, in one sentence.
             pub const fn meaning(self) -> &'static str {
                 match self {

@@ -48,6 +48,7 @@ pub fn bars(title: &str, series: &[&Series]) -> String {
     svg
 }
 
-fn escape(text: &str) -> String {
+/// As text of an SVG.
+pub(super) fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }

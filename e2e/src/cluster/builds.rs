@@ -10,11 +10,15 @@ use super::{Cluster, Daemon, Node};
 use crate::cell::wait_for;
 use crate::lab::{checkout, target_dir};
 use crate::node;
+use crate::prometheus::Target;
 
 /// The builder's image on every node.
 pub const BUILDER: &str = "lab.test/builder:1";
 /// Where a node gives images to others.
 const IMAGES_PORT: u16 = 9443;
+/// Where the programs serve their metrics, as in the chart: a node's daemon and its builds at the node's address, the operator at
+/// the loopback one of the cluster's cell.
+const METRICS: [u16; 3] = [9187, 9188, 8080];
 /// How long a program may take to start.
 const DAEMON: Duration = Duration::from_secs(30);
 
@@ -35,7 +39,7 @@ impl Builds {
         let mut operator = Daemon::new("operator", &target_dir().join("cloister-operator"), cluster.root())
             .env("KUBECONFIG", &cluster.kubeconfig_of("operator", &[])?)
             .option("--builder-image", BUILDER)
-            .option("--metrics-address", "127.0.0.1:0")
+            .option("--metrics-address", &format!("127.0.0.1:{}", METRICS[2]))
             .option("--default-memory", "384Mi")
             .option("--default-cache-size", "1Gi")
             .option("--log-level", "info");
@@ -45,7 +49,7 @@ impl Builds {
         let mut drivers = Vec::new();
         for node in nodes {
             let images = format!("{}:{IMAGES_PORT}", node.address());
-            node.give_images(cluster, &images)?;
+            node.give_images(cluster, &images, &format!("{}:{}", node.address(), METRICS[0]))?;
             let import = ["images", "import", "--snapshotter", "cloister", "--index-name", BUILDER];
             node.lab.ctr(&[&import[..], &[&archive.to_string_lossy()]].concat())?;
             let user = format!("cloister-node:{}", node.name());
@@ -56,7 +60,11 @@ impl Builds {
                 driver = driver.flag(&argument.to_string_lossy());
             }
             drivers.push(
-                driver.flag("builds").path("--kubeconfig", &kubeconfig).option("--node-name", node.name()),
+                driver
+                    .flag("builds")
+                    .path("--kubeconfig", &kubeconfig)
+                    .option("--node-name", node.name())
+                    .option("--builds-metrics-address", &format!("{}:{}", node.address(), METRICS[1])),
             );
         }
         let builds = Builds { operator, drivers };
@@ -67,6 +75,27 @@ impl Builds {
         std::thread::sleep(Duration::from_millis(300));
         builds.check()?;
         Ok(builds)
+    }
+
+    /// Where each program serves its metrics, with the labels that the chart's PodMonitor would give it.
+    pub fn targets(&self, nodes: &[Node]) -> Vec<Target> {
+        let target = |address: String, node: &str, container: &'static str, pod: String| Target {
+            address,
+            labels: [("namespace", "cloister-system"), ("container", container), ("node", node)]
+                .map(|(label, value)| (label, value.to_owned()))
+                .into_iter()
+                .chain([("pod", pod)])
+                .collect(),
+        };
+        let operator = format!("127.0.0.1:{}", METRICS[2]);
+        let mut all = vec![target(operator, "control", "operator", "cloister-operator-x".to_owned())];
+        for node in nodes {
+            for (container, port) in [("node", METRICS[0]), ("builds", METRICS[1])] {
+                let address = format!("{}:{port}", node.address());
+                all.push(target(address, node.name(), container, format!("cloister-node-{}", node.name())));
+            }
+        }
+        all
     }
 
     /// Fails when one of them has ended.
@@ -93,8 +122,8 @@ impl Drop for Builds {
 }
 
 impl Node {
-    /// Restarts the node's daemon so that other nodes get images from it.
-    fn give_images(&self, cluster: &Cluster, address: &str) -> Result<()> {
+    /// Restarts the node's daemon so that other nodes get images from it, and a Prometheus its metrics.
+    fn give_images(&self, cluster: &Cluster, address: &str, metrics: &str) -> Result<()> {
         let root = self.lab.root();
         let tls = root.join("tls");
         std::fs::create_dir(&tls)?;
@@ -107,7 +136,9 @@ impl Node {
         ] {
             std::fs::copy(from, tls.join(to)).with_context(|| format!("cannot copy {}", from.display()))?;
         }
-        std::fs::write(node::settings(root), format!("images_address = {address:?}\ntls = {tls:?}\n"))?;
+        let settings =
+            format!("images_address = {address:?}\ntls = {tls:?}\nmetrics_address = {metrics:?}\n");
+        std::fs::write(node::settings(root), settings)?;
         self.lab.stop_node(false)?;
         self.lab.start_node()?;
         wait_for(&format!("images of {}", self.name()), DAEMON, || {

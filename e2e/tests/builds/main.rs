@@ -2,9 +2,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests are tests")]
 
 mod ends;
+mod figures;
 mod kubectl;
 mod life;
 mod many;
+mod monitoring;
 mod outputs;
 mod renewal;
 mod secrets;

@@ -1,6 +1,5 @@
 //! Figures and log lines of pods.
 
-use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -10,7 +9,7 @@ use cloister_e2e::cell::wait_for;
 use cloister_e2e::cri::spec::{ContainerConfigExt, PodConfigExt};
 use cloister_e2e::lab::target_dir;
 use cloister_e2e::pod_images::lab_program;
-use cloister_e2e::{Rig, lab, node};
+use cloister_e2e::{Rig, lab, metrics, node};
 
 microvm_cases!(
     figures_of_pods_are_summed_and_outlive_them,
@@ -84,59 +83,10 @@ pub fn figures_of_pods_are_summed_and_outlive_them(rig: &Rig) -> Result<()> {
     Ok(())
 }
 
-/// `docs/metrics.md`, line for line what the daemon serves: name, type, labels, explanation.
-fn rows(page: &str) -> Vec<String> {
-    let families = page.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
-    let mut rows: Vec<String> = families
-        .map(|(name, kind)| {
-            let help = page
-                .lines()
-                .find_map(|line| line.strip_prefix("# HELP ")?.strip_prefix(name)?.strip_prefix(' '));
-            let series = |line: &&str| {
-                let end = line.find(['{', ' ']).unwrap_or_default();
-                [name, &format!("{name}_bucket")].contains(&&line[..end])
-            };
-            let sample = page.lines().find(series).unwrap_or_default();
-            let labels: Vec<String> = sample
-                .split(['{', ','])
-                .filter_map(|part| part.split_once("=\"").map(|(label, _)| format!("`{label}`")))
-                .filter(|label| label != "`le`")
-                .collect();
-            format!("| `{name}` | {kind} | {} | {} |", labels.join(", "), help.unwrap_or_default())
-        })
-        .collect();
-    rows.sort();
-    rows
-}
-
 pub fn every_series_is_documented_and_lint_free(rig: &Rig) -> Result<()> {
     let pod = rig.pod()?;
     assert_eq!(pod.once("echo done")?.1, "done\n");
-    let page = node::page(rig.lab.root())?;
-    let document = std::fs::read_to_string(lab::checkout().join("docs/metrics.md"))?;
-    // What other processes serve has tests beside its code.
-    let own = |line: &&str| {
-        let others = ["| `cloister_node_builds_", "| `cloister_operator_"];
-        line.starts_with("| `cloister_") && !others.iter().any(|start| line.starts_with(start))
-    };
-    let mut documented: Vec<&str> = document.lines().filter(own).collect();
-    documented.sort_unstable();
-    let rows = rows(&page);
-    assert!(documented == rows, "docs/metrics.md is to say:\n{}", rows.join("\n"));
-
-    let promtool = lab::cache()?.join("tools/promtool/usr/bin/promtool");
-    let mut lint = Command::new(&promtool)
-        .args(["check", "metrics"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .with_context(|| format!("{}: run make setup", promtool.display()))?;
-    lint.stdin.take().context("no pipe")?.write_all(page.as_bytes())?;
-    let said = lint.wait_with_output()?;
-    let said = (said.status.code(), String::from_utf8(said.stdout)? + &String::from_utf8(said.stderr)?);
-    assert_eq!(said, (Some(0), String::new()), "{page}");
-    Ok(())
+    metrics::check(&node::page(rig.lab.root())?, &["cloister-node", "pods", "each process"])
 }
 
 pub fn the_log_level_changes_while_a_pod_runs(rig: &Rig) -> Result<()> {

@@ -3,15 +3,20 @@
 use std::sync::Arc;
 
 use cloister_crds::BuildReason;
+use cloister_metrics::{Families, process};
 use cloister_pages::{Page, Pages};
-use prometheus::{IntCounterVec, IntGauge, Opts, Registry, TextEncoder};
+use prometheus::{IntCounterVec, IntGauge};
+
+use crate::metrics::Conversions;
 
 /// The counters of this process.
 #[derive(Debug)]
 pub struct Metrics {
-    registry: Registry,
+    families: Families,
     running: IntGauge,
     ended: IntCounterVec,
+    /// Of layers of images that builds begin from.
+    pub layers: Conversions,
 }
 
 /// A build that runs, as long as this value lives.
@@ -28,14 +33,20 @@ impl Metrics {
     ///
     /// # Errors
     /// When two have one name.
-    pub fn new() -> prometheus::Result<Arc<Self>> {
-        let registry = Registry::new();
-        let running = IntGauge::new("cloister_node_builds_running", "Builds that run on this node")?;
-        let opts = Opts::new("cloister_node_builds_total", "Builds that ended on this node");
-        let ended = IntCounterVec::new(opts, &["reason"])?;
-        registry.register(Box::new(running.clone()))?;
-        registry.register(Box::new(ended.clone()))?;
-        Ok(Arc::new(Self { registry, running, ended }))
+    pub fn new() -> cloister_metrics::Result<Arc<Self>> {
+        let mut families = Families::new("cloister_node_");
+        let metrics = Self {
+            running: families.gauge("builds_running", "Builds that run on this node")?,
+            ended: families.counters("builds_total", "Builds that ended on this node", &["reason"])?,
+            layers: Conversions::new(&mut families)?,
+            families,
+        };
+        // A counter that appears with its first event has no rate.
+        metrics.ended.with_label_values(&["Succeeded"]);
+        for reason in BuildReason::failures() {
+            metrics.ended.with_label_values(&[reason.as_str()]);
+        }
+        Ok(Arc::new(metrics))
     }
 
     /// A build begins to run.
@@ -52,30 +63,24 @@ impl Metrics {
 
 impl Pages for Metrics {
     async fn page(&self, path: &str) -> Option<Page> {
-        let text = || TextEncoder::new().encode_to_string(&self.registry.gather());
+        let text = || self.families.page().map(|own| own + &process::page());
         (path == "/metrics").then(|| text().map_or_else(Page::failed, Page::ok))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
+    use cloister_metrics::document;
+
     use super::*;
 
-    /// A row of `docs/metrics.md` for each family, and no other with the prefix.
     #[test]
-    fn every_series_is_documented() {
-        let metrics = Metrics::new().unwrap();
-        metrics.ended(None);
-        let families = metrics.registry.gather();
-        let rows = families.iter().map(|family| {
-            let kind = format!("{:?}", family.get_field_type()).to_lowercase();
-            let labels = family.get_metric()[0].get_label().iter().map(|label| format!("`{}`", label.name()));
-            let labels: Vec<String> = labels.collect();
-            format!("| `{}` | {kind} | {} | {} |", family.name(), labels.join(", "), family.help())
-        });
-        let document = include_str!("../../../docs/metrics.md");
-        let documented = document.lines().filter(|line| line.starts_with("| `cloister_node_builds_"));
-        assert_eq!(documented.collect::<Vec<_>>(), rows.collect::<Vec<_>>());
+    fn every_family_is_documented() {
+        let path = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/metrics.md"));
+        let rows = Metrics::new().unwrap().families.rows().to_vec();
+        assert_eq!(document::check(path, "cloister-node builds", &rows), Ok(()));
     }
 
     #[tokio::test]
@@ -84,9 +89,9 @@ mod tests {
         let running = metrics.running();
         metrics.ended(None);
         metrics.ended(Some(BuildReason::StepFailed));
-        let text = |page: Option<Page>| format!("{:?}", page.unwrap());
+        let text = |page: Option<Page>| page.unwrap().body;
         let page = text(metrics.page("/metrics").await);
-        for line in ["builds_running 1", "StepFailed", "Succeeded"] {
+        for line in ["builds_running 1", "\"StepFailed\"} 1", "\"Succeeded\"} 1", "\"NodeLost\"} 0"] {
             assert!(page.contains(line), "{page}");
         }
         drop(running);

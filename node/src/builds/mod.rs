@@ -51,7 +51,6 @@ use crate::containerd::Containerd;
 use crate::containerd::scope::Scope;
 use crate::differ::convert::Converter;
 use crate::import::Importer;
-use crate::metrics::Counters;
 use crate::metrics::{Address, serve};
 use crate::placed::Placement;
 use crate::{blocking, error};
@@ -119,8 +118,7 @@ async fn drive(args: Args, config: Config) -> Result<()> {
     let containerd = Containerd::new(config.containerd.clone())?;
     let importer = Importer::new(containerd.clone(), &config);
     let metrics = Metrics::new()?;
-    let counters = Arc::new(Counters::new()?);
-    let converter = Arc::new(Converter::new(store.clone(), containerd.clone(), counters));
+    let converter = Arc::new(Converter::new(store.clone(), containerd.clone(), metrics.layers.clone()));
     let (events, publish) = Events::new(client.clone(), &node);
     let driver = Arc::new(Driver {
         client: client.clone(),

@@ -11,7 +11,7 @@ use super::blob::{self, Blob};
 use crate::blocking;
 use crate::containerd::Containerd;
 use crate::error::{Error, Result};
-use crate::metrics::Counters;
+use crate::metrics::Conversions;
 use crate::snapshots::state::OWNER;
 
 /// Most conversions at a time; each keeps more than one processor busy and may take up to 220 MiB for its tree and buffers.
@@ -24,7 +24,7 @@ const MAX_KNOWN: usize = 4096;
 pub struct Converter {
     store: Store,
     containerd: Containerd,
-    counters: Arc<Counters>,
+    counters: Conversions,
     permits: Semaphore,
     /// Blob to diff ID, of conversions of this daemon's run.
     known: Mutex<HashMap<Digest, Digest>>,
@@ -45,7 +45,7 @@ pub struct Wanted<'a> {
 
 impl Converter {
     /// Nothing converted yet.
-    pub fn new(store: Store, containerd: Containerd, counters: Arc<Counters>) -> Self {
+    pub fn new(store: Store, containerd: Containerd, counters: Conversions) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Self {
             store,
@@ -99,7 +99,13 @@ impl Converter {
     }
 }
 
-fn convert(store: &Store, blob: Blob, digest: Digest, size: u64, counters: &Counters) -> Result<LayerFile> {
+fn convert(
+    store: &Store,
+    blob: Blob,
+    digest: Digest,
+    size: u64,
+    counters: &Conversions,
+) -> Result<LayerFile> {
     let start = std::time::Instant::now();
     let expected = Expected { digest: Some(digest), size: Some(size), diff_id: None };
     let (layer, converted) =

@@ -49,7 +49,7 @@ impl Service {
         let (name, there) = blocking::run(move || state.unpacking(&dir)).await?;
         let layer = match there {
             Some(layer) => {
-                self.counters.shared.inc();
+                self.counters.layers.shared.inc();
                 layer
             }
             None => {

@@ -7,7 +7,8 @@ mod text;
 
 use std::sync::Arc;
 
-use prometheus::{Counter, IntCounter, IntGaugeVec, Opts, Registry, TextEncoder};
+use cloister_metrics::{Families, process};
+use prometheus::{Counter, IntCounter, IntGaugeVec};
 
 pub use pods::Pods;
 pub use server::{Address, serve};
@@ -16,19 +17,13 @@ use crate::error::{Error, Result};
 use crate::snapshots::record::Kind;
 use crate::snapshots::state::State;
 
-/// Counters of this run of the daemon.
-#[derive(Debug)]
-pub struct Counters {
-    registry: Registry,
-    snapshots: IntGaugeVec,
+/// What is counted of layers, by whichever process converts them.
+#[derive(Debug, Clone)]
+pub struct Conversions {
     /// Layers converted.
     pub converted: IntCounter,
     /// Layers asked for that were in the store already.
     pub shared: IntCounter,
-    /// Layers whose fetching containerd was spared.
-    pub skipped: IntCounter,
-    /// Layers refused, or given up.
-    pub failed: IntCounter,
     /// Bytes of blobs converted.
     pub compressed_bytes: IntCounter,
     /// Bytes of tar converted.
@@ -37,40 +32,61 @@ pub struct Counters {
     pub seconds: Counter,
 }
 
+impl Conversions {
+    /// All zero, as a part of these families.
+    ///
+    /// # Errors
+    /// When a name is taken.
+    pub fn new(families: &mut Families) -> cloister_metrics::Result<Self> {
+        Ok(Self {
+            converted: families.counter("layers_converted_total", "Layers converted to EROFS")?,
+            shared: families
+                .counter("layers_shared_total", "Layers taken from the image store without reading a blob")?,
+            compressed_bytes: families
+                .counter("layer_compressed_bytes_total", "Bytes of layer blobs converted")?,
+            tar_bytes: families.counter("layer_tar_bytes_total", "Bytes of uncompressed layers converted")?,
+            seconds: families.counter(
+                "layer_conversion_seconds_total",
+                "Time spent converting layers, summed over layers",
+            )?,
+        })
+    }
+}
+
+/// Counters of this run of the daemon.
+#[derive(Debug)]
+pub struct Counters {
+    families: Families,
+    snapshots: IntGaugeVec,
+    pods: IntGaugeVec,
+    /// Of layers.
+    pub layers: Conversions,
+    /// Layers whose fetching containerd was spared.
+    pub skipped: IntCounter,
+    /// Layers refused, or given up.
+    pub failed: IntCounter,
+}
+
 impl Counters {
     /// All zero.
     pub fn new() -> Result<Self> {
-        Self::registered().map_err(|error| Error::Invalid(format!("metrics: {error}")))
+        Self::counted().map_err(|error| Error::Invalid(format!("metrics: {error}")))
     }
 
-    fn registered() -> prometheus::Result<Self> {
-        let registry = Registry::new();
-        let counter = |name: &str, help: &str| -> prometheus::Result<IntCounter> {
-            let counter = IntCounter::new(format!("cloister_node_{name}"), help)?;
-            registry.register(Box::new(counter.clone()))?;
-            Ok(counter)
-        };
-        let seconds = Counter::new(
-            "cloister_node_layer_conversion_seconds_total",
-            "Time spent converting layers, summed over layers",
-        )?;
-        registry.register(Box::new(seconds.clone()))?;
-        let snapshots =
-            IntGaugeVec::new(Opts::new("cloister_node_snapshots", "Snapshots by kind"), &["kind"])?;
-        registry.register(Box::new(snapshots.clone()))?;
+    fn counted() -> cloister_metrics::Result<Self> {
+        let mut families = Families::new("cloister_node_");
         Ok(Self {
-            converted: counter("layers_converted_total", "Layers converted to EROFS")?,
-            shared: counter(
-                "layers_shared_total",
-                "Layers unpacked from the image store without reading a blob",
+            layers: Conversions::new(&mut families)?,
+            skipped: families
+                .counter("layers_skipped_total", "Layers containerd neither fetched nor unpacked")?,
+            failed: families.counter("layers_failed_total", "Layers refused or given up")?,
+            snapshots: families.gauges("snapshots", "Snapshots by kind", &["kind"])?,
+            pods: families.gauges(
+                "pods",
+                "Pods with metrics, and those of them that answered",
+                &["state"],
             )?,
-            skipped: counter("layers_skipped_total", "Layers containerd neither fetched nor unpacked")?,
-            failed: counter("layers_failed_total", "Layers refused or given up")?,
-            compressed_bytes: counter("layer_compressed_bytes_total", "Bytes of layer blobs converted")?,
-            tar_bytes: counter("layer_tar_bytes_total", "Bytes of uncompressed layers converted")?,
-            seconds,
-            snapshots,
-            registry,
+            families,
         })
     }
 }
@@ -89,18 +105,35 @@ pub struct Page {
 impl Page {
     /// The page in Prometheus' text format.
     pub async fn render(&self) -> Result<String> {
+        let gauge = |family: &IntGaugeVec, label: &str, count: usize| {
+            family.with_label_values(&[label]).set(i64::try_from(count).unwrap_or(i64::MAX));
+        };
         let records = self.state.list(&[]);
         for kind in [Kind::View, Kind::Active, Kind::Committed] {
             let count = records.iter().filter(|record| record.kind == kind).count();
-            self.counters
-                .snapshots
-                .with_label_values(&[kind.name()])
-                .set(i64::try_from(count).unwrap_or(i64::MAX));
+            gauge(&self.counters.snapshots, kind.name(), count);
         }
-        let mut page = TextEncoder::new()
-            .encode_to_string(&self.counters.registry.gather())
-            .map_err(|error| Error::Invalid(format!("metrics: {error}")))?;
-        page.push_str(&self.pods.page().await);
-        Ok(page)
+        let pods = self.pods.collect().await;
+        gauge(&self.counters.pods, "found", pods.found);
+        gauge(&self.counters.pods, "answered", pods.answered);
+        let own = self.counters.families.page();
+        let own = own.map_err(|error| Error::Invalid(format!("metrics: {error}")))?;
+        Ok(own + &process::page() + &pods.page)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use cloister_metrics::document;
+
+    use super::*;
+
+    #[test]
+    fn every_family_is_documented() {
+        let path = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/metrics.md"));
+        let rows = Counters::new().unwrap().families.rows().to_vec();
+        assert_eq!(document::check(path, "cloister-node", &rows), Ok(()));
     }
 }

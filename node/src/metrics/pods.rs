@@ -42,6 +42,17 @@ impl Pod {
     }
 }
 
+/// One collection.
+#[derive(Debug)]
+pub struct Collected {
+    /// Pods that are there.
+    pub found: usize,
+    /// Those of them that answered.
+    pub answered: usize,
+    /// What the pods say, in Prometheus' text format.
+    pub page: String,
+}
+
 /// The pods of this node, those that ended included.
 #[derive(Debug)]
 pub struct Pods {
@@ -61,8 +72,8 @@ impl Pods {
         Self { dir, ended, labels, ledger: Mutex::new(Ledger::new(before)) }
     }
 
-    /// What the pods say, in Prometheus' text format.
-    pub async fn page(&self) -> String {
+    /// Asks them all.
+    pub async fn collect(&self) -> Collected {
         let mut ledger = self.ledger.lock().await;
         let found = find(&self.dir);
         let keys: BTreeSet<String> = found.iter().map(Pod::key).collect();
@@ -71,16 +82,13 @@ impl Pods {
         // After the living: a pod leaves its last page before its folder goes.
         let files = self.last_pages();
         let last = files.iter().map(|path| (name(path), self.parse(&file(path, MAX_PAGE), None))).collect();
-        let head = format!(
-            "# HELP cloister_node_pods Pods with metrics, and those of them that answered\n# TYPE cloister_node_pods gauge\n\
-             cloister_node_pods{{state=\"found\"}} {}\ncloister_node_pods{{state=\"answered\"}} {answered}\n",
-            keys.len()
-        );
+        let there = keys.len();
         let settled = ledger.settle(Seen { found: keys, fresh, last });
         if settled.ended {
             self.remember(ledger.ended(), &files);
         }
-        head + &if self.labels { settled.living } else { settled.all }.page()
+        let page = if self.labels { settled.living } else { settled.all }.page();
+        Collected { found: there, answered, page }
     }
 
     /// Asks the pods; those that do not answer in time are left out.
@@ -210,14 +218,11 @@ mod tests {
         shim(&dir, "stuck", None);
         std::fs::create_dir_all(dir.join("k8s.io/no-socket")).unwrap();
         let start = std::time::Instant::now();
-        let page = Pods::open(dir, false).page().await;
+        let all = Pods::open(dir, false).collect().await;
         assert!(start.elapsed() < DEADLINE * 2);
-        assert!(page.contains("\ncloister_vm 3\n"), "{page}");
-        assert!(
-            page.contains("{state=\"found\"} 3\n") && page.contains("{state=\"answered\"} 2\n"),
-            "{page}"
-        );
-        assert_eq!(Pods::open(root.path().join("nothing"), false).page().await.lines().count(), 4);
+        assert!(all.page.contains("\ncloister_vm 3\n"), "{all:?}");
+        assert_eq!((all.found, all.answered), (3, 2));
+        assert_eq!(Pods::open(root.path().join("nothing"), false).collect().await.page, "");
     }
 
     #[tokio::test]
@@ -231,12 +236,12 @@ mod tests {
         std::fs::write(ended.join(".k8s.io.b"), page).unwrap();
         let pods = Pods::open(dir.clone(), false);
         for _ in 0..2 {
-            let page = pods.page().await;
+            let page = pods.collect().await.page;
             assert!(page.contains("\ncloister_x 4\n") && !page.contains("cloister_g"), "{page}");
         }
         assert!(!ended.join("k8s.io.a").exists());
         std::fs::write(ended.join("k8s.io.b"), page).unwrap();
-        let page = Pods::open(dir, false).page().await;
+        let page = Pods::open(dir, false).collect().await.page;
         assert!(page.contains("\ncloister_x 8\n"), "{page}");
     }
 }

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use cloister_metrics::Families;
 use cloister_network::Counters;
 use cloister_vmm::Metrics;
-use prometheus::{Counter, Gauge, Registry};
+use prometheus::{Counter, Gauge};
 
-use super::{named, register};
 use crate::pod::Machine;
 
 /// How long a monitor may take to answer.
@@ -50,34 +50,37 @@ const NETWORK: [(&str, &str); 8] = [
 
 impl MachineFigures {
     /// All zero.
-    pub fn new(registry: &Registry) -> prometheus::Result<Self> {
-        let gauge = |name, help| register(registry, Gauge::with_opts(named(name, help))?);
-        let growth = |name, help, unit| {
-            let counter = register(registry, Counter::with_opts(named(name, help))?)?;
-            Ok::<_, prometheus::Error>(Growth { counter, unit, last: Mutex::default() })
+    pub fn new(families: &mut Families) -> cloister_metrics::Result<Self> {
+        let mut growth = |(name, help): (&str, &str), unit: f64| {
+            Ok::<_, prometheus::Error>(Growth {
+                counter: families.counter(name, help)?,
+                unit,
+                last: Mutex::default(),
+            })
         };
-        let [read, written, reads, writes] = DISK.map(|(name, help)| growth(name, help, 1.0));
-        let [rx, rx_p, rx_e, rx_d, tx, tx_p, tx_e, tx_d] =
-            NETWORK.map(|(name, help)| growth(name, help, 1.0));
+        let [read, written, reads, writes] = DISK.map(|named| growth(named, 1.0));
+        let [rx, rx_p, rx_e, rx_d, tx, tx_p, tx_e, tx_d] = NETWORK.map(|named| growth(named, 1.0));
+        let opened = growth(("vsock_streams_opened_total", "Connections into guests opened"), 1.0)?;
+        let cpu = growth(
+            ("vmm_cpu_seconds_total", "Processor time of the monitors, virtual processors included"),
+            0.001,
+        )?;
         Ok(Self {
-            memory: gauge("vm_memory_bytes", "Memory of microVMs")?,
-            cpus: gauge("vm_cpus", "Virtual processors of microVMs")?,
-            resident: gauge("vmm_resident_memory_bytes", "Resident memory of the monitors' processes")?,
-            proportional: gauge(
+            memory: families.gauge("vm_memory_bytes", "Memory of microVMs")?,
+            cpus: families.gauge("vm_cpus", "Virtual processors of microVMs")?,
+            resident: families
+                .gauge("vmm_resident_memory_bytes", "Resident memory of the monitors' processes")?,
+            proportional: families.gauge(
                 "vmm_proportional_memory_bytes",
-                "The same with shared pages divided among their users",
+                "Memory of the monitors' processes, pages that are shared divided among their users",
             )?,
-            disks: gauge("disks", "Disks plugged into microVMs")?,
-            streams: gauge(
+            disks: families.gauge("disks", "Disks plugged into microVMs")?,
+            streams: families.gauge(
                 "vsock_streams",
                 "Connections into guests that are open, where the host's kernel does not carry them",
             )?,
-            opened: growth("vsock_streams_opened_total", "Connections into guests opened", 1.0)?,
-            cpu: growth(
-                "vmm_cpu_seconds_total",
-                "Processor time of the monitors, virtual processors included",
-                0.001,
-            )?,
+            opened,
+            cpu,
             disk: [read?, written?, reads?, writes?],
             network: [rx?, rx_p?, rx_e?, rx_d?, tx?, tx_p?, tx_e?, tx_d?],
         })
@@ -175,8 +178,8 @@ mod tests {
 
     #[test]
     fn what_the_host_counts_is_on_the_page() {
-        let registry = Registry::new();
-        let figures = MachineFigures::new(&registry).unwrap();
+        let mut families = Families::new("cloister_pod_");
+        let figures = MachineFigures::new(&mut families).unwrap();
         figures.machine(&Metrics { memory: 1 << 30, cpus: 2, cpu_ms: 1500, ..Metrics::default() });
         figures.network(&[Counters {
             name: "eth0".into(),
@@ -184,7 +187,7 @@ mod tests {
             tx_dropped: 1,
             ..Counters::default()
         }]);
-        let page = prometheus::TextEncoder::new().encode_to_string(&registry.gather()).unwrap();
+        let page = families.page().unwrap();
         for line in [
             "cloister_pod_vm_memory_bytes 1073741824\n",
             "cloister_pod_vmm_cpu_seconds_total 1.5\n",
