@@ -26,12 +26,12 @@ pub struct Settled {
     pub ended: bool,
 }
 
-/// Counters from one collection to the next.
+/// What outlives pods, from one collection to the next.
 #[derive(Debug, Default)]
 pub struct Ledger {
     /// The sum of pods that ended.
     ended: Sum,
-    /// The last counters of each other pod.
+    /// The same of each other pod, as it said last.
     living: BTreeMap<String, Sum>,
     /// Pods that are in `ended` though their folder or their file is still there.
     done: BTreeSet<String>,
@@ -64,9 +64,9 @@ impl Ledger {
         for (pod, page) in seen.fresh {
             if !self.done.contains(&pod) {
                 settled.living.merge(&page);
-                let (counters, gauges) = page.split();
+                let (lasting, gauges) = page.split();
                 settled.all.merge(&gauges);
-                self.living.insert(pod, counters);
+                self.living.insert(pod, lasting);
             }
         }
         // A pod that left no page was killed: what it said last has to do.
@@ -77,7 +77,7 @@ impl Ledger {
             settled.ended = true;
         }
         settled.all.merge(&self.ended);
-        self.living.values().for_each(|counters| settled.all.merge(counters));
+        self.living.values().for_each(|page| settled.all.merge(page));
         settled
     }
 }
@@ -107,7 +107,7 @@ mod tests {
         let found = found.iter().map(|pod| (*pod).to_owned()).collect();
         let all = ledger.settle(Seen { found, fresh: pages(fresh), last: pages(last) }).all.page();
         let value = |name: &str| {
-            all.lines().find_map(|line| line.strip_prefix(name)).map_or(0, |value| value.parse().unwrap())
+            all.lines().find_map(|line| line.strip_prefix(name)).map_or(u32::MAX, |value| value.parse().unwrap())
         };
         (value("cloister_x "), value("cloister_g "))
     }

@@ -237,7 +237,7 @@ mod tests {
         let pods = Pods::open(dir.clone(), false);
         for _ in 0..2 {
             let page = pods.collect().await.page;
-            assert!(page.contains("\ncloister_x 4\n") && !page.contains("cloister_g"), "{page}");
+            assert!(page.contains("\ncloister_x 4\n") && page.contains("\ncloister_g 0\n"), "{page}");
         }
         assert!(!ended.join("k8s.io.a").exists());
         std::fs::write(ended.join("k8s.io.b"), page).unwrap();

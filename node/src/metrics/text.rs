@@ -61,14 +61,15 @@ impl Sum {
         }
     }
 
-    /// What only grows, and what is true at one moment only.
-    pub fn split(self) -> (Self, Self) {
-        let (gauges, counters) = self.families.into_iter().partition(|(_, family)| family.kind == "gauge");
-        let of = |families: BTreeMap<String, Family>| {
-            let series = families.values().map(|family| family.series.len()).sum();
-            Self { families, series }
-        };
-        (of(counters), of(gauges))
+    /// What outlives a pod, and what is true at one moment only: counters, and gauges that stay at zero; gauges as they are.
+    pub fn split(mut self) -> (Self, Self) {
+        let mut gauges = Self::default();
+        for (name, family) in self.families.iter_mut().filter(|(_, family)| family.kind == "gauge") {
+            gauges.series += family.series.len();
+            gauges.families.insert(name.clone(), family.clone());
+            family.series.iter_mut().for_each(|(_, value)| *value = 0.0);
+        }
+        (self, gauges)
     }
 
     fn put(
