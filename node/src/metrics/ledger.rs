@@ -107,7 +107,9 @@ mod tests {
         let found = found.iter().map(|pod| (*pod).to_owned()).collect();
         let all = ledger.settle(Seen { found, fresh: pages(fresh), last: pages(last) }).all.page();
         let value = |name: &str| {
-            all.lines().find_map(|line| line.strip_prefix(name)).map_or(u32::MAX, |value| value.parse().unwrap())
+            all.lines()
+                .find_map(|line| line.strip_prefix(name))
+                .map_or(u32::MAX, |value| value.parse().unwrap())
         };
         (value("cloister_x "), value("cloister_g "))
     }
