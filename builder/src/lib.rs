@@ -23,7 +23,8 @@ use std::time::{Duration, Instant};
 
 use cloister_image::Image;
 use cloister_sandbox::{
-    Agent, Connection, Container, Io, Layer, MachineConfig, PidNamespace, Process, Root, Sandbox, spec,
+    Agent, Connection, Container, Io, Layer, MachineConfig, PidNamespace, Process, Root, Sandbox, Scratch,
+    spec,
 };
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -94,7 +95,9 @@ impl Builder {
         let sandbox = Sandbox::boot(&machine).await?;
         timings.boot();
         let (bytes, serial, cache) = match state {
-            State::Scratch(bytes, folder) => (bytes, sandbox.plug_scratch(bytes, folder).await?, None),
+            State::Scratch(bytes, folder) => {
+                (bytes, sandbox.plug_scratch(Scratch::nameless(bytes, folder)).await?, None)
+            }
             State::Cache(disk) => {
                 let serial = sandbox.plug_temporary(disk.file()?).await?;
                 (disk.bytes(), serial, Some(disk))

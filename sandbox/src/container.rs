@@ -7,6 +7,8 @@ use cloister_image::Digest;
 use cloister_protocol::v1;
 use oci_spec::runtime::Spec;
 
+use crate::scratch::Scratch;
+
 /// A folder of the host to show in the guest.
 #[derive(Debug)]
 pub struct Share {
@@ -34,9 +36,8 @@ pub enum Root {
     Layers {
         /// The image's layers, lowest first; none for an empty root filesystem.
         layers: Vec<Layer>,
-        /// Size of the writable part in bytes and the folder of the file system where its nameless file is made; `None`
-        /// keeps what is written in the guest's memory.
-        scratch: Option<(u64, PathBuf)>,
+        /// The writable part; `None` keeps what is written in the guest's memory.
+        scratch: Option<Scratch>,
     },
     /// A folder below a mounted share, by its path in the guest: as it stands.
     Share(String),

@@ -12,6 +12,7 @@ use cloister_vmm::{DeviceId, RawDisk};
 use crate::container::{Layer, Root};
 use crate::error::Error;
 use crate::machine::Machine;
+use crate::scratch::Scratch;
 
 /// How long a guest may take to let go of a disk it does not use any more.
 const UNPLUG: Duration = Duration::from_secs(10);
@@ -36,6 +37,8 @@ struct Image {
 struct Used {
     image: Option<Vec<Digest>>,
     scratch: Option<DeviceId>,
+    /// What the scratch disk's file is called.
+    name: Option<PathBuf>,
 }
 
 impl Disks {
@@ -68,7 +71,7 @@ impl Disks {
         &mut self,
         machine: &Machine,
         layers: Vec<Layer>,
-        scratch: Option<(u64, PathBuf)>,
+        scratch: Option<Scratch>,
         used: &mut Used,
     ) -> Result<v1::Rootfs, Error> {
         let count = u32::try_from(layers.len()).ok().filter(|count| *count <= limits::LAYERS);
@@ -79,9 +82,10 @@ impl Disks {
             rootfs.image_serial = self.plug_image(machine, key.clone(), &layers).await?;
             used.image = Some(key);
         }
-        if let Some((bytes, folder)) = scratch {
+        if let Some(scratch) = scratch {
             rootfs.scratch_serial = self.serial("scratch");
-            let file = make_scratch(bytes, folder).await?;
+            used.name.clone_from(&scratch.name);
+            let file = scratch.create().await?;
             used.scratch = Some(machine.plug_disk(ephemeral(&rootfs.scratch_serial, file)).await?);
         }
         Ok(rootfs)
@@ -136,6 +140,10 @@ impl Disks {
         if let Some(device) = used.scratch {
             unplug(machine, &device).await;
         }
+        if let Some(name) = used.name {
+            // Whoever removes the folder removes it too.
+            let _ = tokio::fs::remove_file(name).await;
+        }
         let Some(key) = used.image else { return };
         let Some(image) = self.images.get_mut(&key) else { return };
         image.users -= 1;
@@ -162,13 +170,4 @@ async fn unplug(machine: &Machine, device: &DeviceId) {
     if let Err(error) = machine.unplug(device, UNPLUG).await {
         tracing::warn!(%device, %error, "the guest keeps a disk");
     }
-}
-
-/// Makes an empty writable disk; no name is left of it.
-pub(crate) async fn make_scratch(bytes: u64, folder: PathBuf) -> Result<OwnedFd, Error> {
-    let made = tokio::task::spawn_blocking(move || crate::machine::make_scratch(bytes, &folder));
-    made.await.map_err(|cause| Error::System {
-        what: "make the scratch disk",
-        cause: std::io::Error::other(cause),
-    })?
 }

@@ -15,6 +15,7 @@ mod process;
 pub mod programs;
 pub mod pump;
 mod sandbox;
+mod scratch;
 pub mod spec;
 mod timings;
 
@@ -27,4 +28,5 @@ pub use error::{Error, printable};
 pub use machine::{Kernel, MachineConfig, OVERHEAD, memory_for};
 pub use process::{Io, Process, Remote};
 pub use sandbox::Sandbox;
+pub use scratch::Scratch;
 pub use timings::{Step, Timing, Timings};

@@ -3,11 +3,11 @@
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cloister_view::{disk, scratch};
+use cloister_view::disk;
 use cloister_vmm::{
     Accel, DeviceId, Egress, Event, Extent, Host, ImageDisk, MEMORY_STEP, Metrics, Qemu, RawDisk, Tap,
     VmConfig, Vmm,
@@ -230,20 +230,6 @@ async fn watch_end(qemu: Arc<Qemu>, sender: watch::Sender<Option<String>>) {
         reason = helper_failed => reason,
     };
     sender.send_replace(Some(reason));
-}
-
-/// Makes an empty ext4 of `bytes` in a file of `folder` that never has a name.
-pub(crate) fn make_scratch(bytes: u64, folder: &Path) -> Result<OwnedFd, Error> {
-    use rustix::fs::{Mode, OFlags};
-    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-    let fd = rustix::fs::open(folder, flags, Mode::RUSR | Mode::WUSR).map_err(|errno| Error::File {
-        what: "make a disk in",
-        path: folder.to_owned(),
-        cause: errno.into(),
-    })?;
-    let file = File::from(fd);
-    scratch::create(&file, bytes).map_err(Error::Disk)?;
-    Ok(file.into())
 }
 
 /// The layers as one disk: a partition table in memory in front of and behind the layers' own files.

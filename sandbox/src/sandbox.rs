@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -12,10 +11,11 @@ use crate::agent::{Agent, Guest, NewContainer};
 use crate::booting::Booting;
 use crate::container::{Container, Share};
 use crate::dial::Dialer;
-use crate::disks::{self, Disks};
+use crate::disks::Disks;
 use crate::error::Error;
 use crate::machine::{Machine, MachineConfig};
 use crate::process::{Attached, Io, Process};
+use crate::scratch::Scratch;
 use crate::timings::{Step, Timings};
 
 /// How long the end of a sandbox waits for the guest to write back what belongs to the host's folders.
@@ -117,9 +117,9 @@ impl Sandbox {
     ///
     /// # Errors
     /// When the disk can't be made or plugged.
-    pub async fn plug_scratch(&self, bytes: u64, folder: PathBuf) -> Result<String, Error> {
+    pub async fn plug_scratch(&self, scratch: Scratch) -> Result<String, Error> {
         let mut disks = self.disks.lock().await;
-        let file = disks::make_scratch(bytes, folder).await?;
+        let file = scratch.create().await?;
         disks.plug_named(&self.machine, file, false, true).await
     }
 

@@ -20,6 +20,8 @@ const TYPE: &str = "cloister";
 const LAYERS: &str = "layers.json";
 /// The folder that stands for a snapshot while containerd reads its users.
 const ACCOUNTS: &str = "accounts";
+/// The disk of what a container writes, in a snapshot's folder.
+pub const SCRATCH: &str = "scratch";
 /// Most bytes of the list.
 const LIST_BYTES: u64 = 1 << 20;
 

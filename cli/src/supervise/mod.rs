@@ -17,7 +17,8 @@ use anyhow::{Context, Result};
 use cloister_image::{Image, Store};
 use cloister_sandbox::spec::{self, BindMount};
 use cloister_sandbox::{
-    Container, Exit, Io, Layer, MachineConfig, PidNamespace, Process, Remote, Root, Sandbox, pump::FdWriter,
+    Container, Exit, Io, Layer, MachineConfig, PidNamespace, Process, Remote, Root, Sandbox, Scratch,
+    pump::FdWriter,
 };
 use jiff::Timestamp;
 
@@ -214,7 +215,7 @@ async fn start(plan: Plan, image: &Image, folder: &Folder, sandbox: &Sandbox) ->
         id: plan.record.name.clone(),
         root: Root::Layers {
             layers: layers.context("cannot use the image's layers").map_err(own)?,
-            scratch: Some((SCRATCH, folder.path().to_owned())),
+            scratch: Some(Scratch::nameless(SCRATCH, folder.path().to_owned())),
         },
         spec,
         user: plan.user,

@@ -32,6 +32,11 @@ pub fn root(lab: &Containerd) -> PathBuf {
     lab.root().join("kubelet")
 }
 
+/// The settings of a node's kubelet.
+pub fn config(lab: &Containerd) -> PathBuf {
+    lab.root().join("kubelet.yaml")
+}
+
 /// Prepares a node's cell for a kubelet, which is not started yet.
 pub fn prepare(cluster: &Cluster, name: &str, address: &str, lab: &mut Containerd) -> Result<Daemon> {
     let cell = &lab.cell;
@@ -47,7 +52,7 @@ pub fn prepare(cluster: &Cluster, name: &str, address: &str, lab: &mut Container
         cell.run("mount", &["--bind", &file.to_string_lossy(), &format!("/proc/sys/{setting}")])?;
     }
     cgroups(lab)?;
-    let config = lab.root().join("kubelet.yaml");
+    let config = config(lab);
     fs::write(&config, configuration(cluster, name, address, lab)?)?;
     let program = match lab.version() {
         Version::V1_7 => "kubelet",

@@ -2,7 +2,8 @@
 //! Cloister. What is written to `/etc`, `/opt` and `/var/lib` stays in the lab's folder.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File};
+use std::io::Write;
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::Path;
 use std::sync::atomic::Ordering;
@@ -29,6 +30,25 @@ for folder in /var/lib/containerd /var/lib/cloister /run/containerd; do
 done
 mkdir /etc/containerd";
 
+/// Has the kubelet hold a shutdown up until its pods have ended.
+const SHUTDOWN: &str = "featureGates: {GracefulNodeShutdown: true}
+shutdownGracePeriod: 20s
+shutdownGracePeriodCriticalPods: 5s
+";
+/// Who asks everybody before a shutdown, as Debian's unit has it.
+const LOGIND: &str = "[Unit]
+DefaultDependencies=no
+Requires=dbus.socket
+After=dbus.service
+[Service]
+Type=dbus
+BusName=org.freedesktop.login1
+ExecStart=/lib/systemd/systemd-logind
+RuntimeDirectory=systemd/sessions systemd/seats systemd/users systemd/inhibit systemd/shutdown
+";
+/// What a shutdown ends with: here nothing.
+const POWEROFF: &str = "[Unit]\nDefaultDependencies=no\n";
+
 /// A node that a test starts with [`OrdinaryNode::boot`].
 pub struct OrdinaryNode {
     name: String,
@@ -53,6 +73,7 @@ impl Cluster {
         // The last of two options counts.
         let kubelet = kubelet::prepare(self, name, &network::address(number), &mut lab)?
             .option("--root-dir", "/var/lib/kubelet");
+        File::options().append(true).open(kubelet::config(&lab))?.write_all(SHUTDOWN.as_bytes())?;
         Ok(OrdinaryNode { name: name.to_owned(), kubelet, lab })
     }
 }
@@ -60,16 +81,20 @@ impl Cluster {
 impl OrdinaryNode {
     /// Starts systemd, containerd with these images, and the kubelet, and waits until the node is ready.
     pub fn boot(&self, cluster: &Cluster, images: &[&str]) -> Result<Systemd<'_>> {
-        let units =
-            [("containerd.service", self.lab.ordinary_unit()?), ("kubelet.service", self.kubelet.unit())];
-        let units = units.each_ref().map(|(name, text)| (*name, text.as_str()));
+        let (containerd, kubelet) = (self.lab.ordinary_unit()?, self.kubelet.unit());
+        let units = [
+            ("containerd.service", containerd.as_str()),
+            ("kubelet.service", &kubelet),
+            ("systemd-logind.service", LOGIND),
+            ("poweroff.target", POWEROFF),
+        ];
         let group = self.lab.cgroup();
         let folder = self.lab.root().join("units");
         let systemd = Systemd::start(&self.lab.cell, &folder, group.trim_start_matches('/'), &units)?;
         // systemd removes empty ones when it starts, and its own hierarchy begins with the lab's cgroup.
         kubelet::cgroups(&self.lab)?;
         systemd.run("mkdir", &["-p", &format!("/sys/fs/cgroup/systemd{group}")])?;
-        systemd.systemctl(&["start", "containerd.service"])?;
+        systemd.systemctl(&["start", "systemd-logind.service", "containerd.service"])?;
         wait_for("containerd", READY, || Ok(self.lab.cri.ready().ok()))?;
         self.lab.import(&[&[PAUSE], images].concat())?;
         systemd.systemctl(&["start", "kubelet.service"])?;
@@ -81,6 +106,15 @@ impl OrdinaryNode {
         })
         .with_context(|| self.complaints())?;
         Ok(systemd)
+    }
+
+    /// Asks for a shutdown, and waits until nobody holds it up any more. The node stays on.
+    pub fn shut_down(&self, systemd: &Systemd<'_>) -> Result<()> {
+        let logind = ["org.freedesktop.login1", "/org/freedesktop/login1", "org.freedesktop.login1.Manager"];
+        systemd.run("busctl", &[&["call"], &logind[..], &["PowerOff", "b", "false"]].concat())?;
+        wait_for("the node's shutdown", READY, || {
+            Ok(systemd.systemctl(&["is-active", "poweroff.target"]).ok().map(drop))
+        })
     }
 
     /// What the kubelet's log has of errors; one that gives up adds pages of stacks.

@@ -12,6 +12,9 @@ use serde_json::{Value, json};
 use crate::site::{Site, attempt, build, condition, with_site};
 
 const DOCKERFILE: &str = "FROM lab.test/busybox:1\nRUN echo delivered >/said\nCMD [\"cat\", \"/said\"]\n";
+/// Made here for other processors: no step of theirs is run.
+const WIDE: &str = "FROM --platform=$BUILDPLATFORM lab.test/busybox:1 AS made\nARG TARGETARCH\n\
+    RUN echo for $TARGETARCH >/for\nFROM scratch\nCOPY --from=made /for /for\n";
 
 /// A build that is pushed with these credentials.
 fn pushed(name: &str, secret: &str, spec: Value) -> Value {
@@ -28,6 +31,19 @@ fn failed(site: &Site, name: &str) -> Result<Value> {
         let failure = attempt(&site.get(name)?)["failure"].clone();
         Ok(failure["reason"].is_string().then_some(failure))
     })
+}
+
+/// Fails unless the status has the sizes of what the registry has.
+fn sizes_are(build: &Value, manifest: &Value) -> Result<()> {
+    let layers = manifest["layers"].as_array().context("no layers")?;
+    let compressed: i64 = layers.iter().filter_map(|layer| layer["size"].as_i64()).sum();
+    let sizes = &build["status"]["sizes"];
+    ensure!(
+        sizes["layers"] == layers.len() && sizes["compressedBytes"] == compressed,
+        "{sizes} of {manifest:#}"
+    );
+    ensure!(sizes["unpackedBytes"].as_i64() > Some(compressed), "{sizes}");
+    Ok(())
 }
 
 fn stages(build: &Value) -> Vec<String> {
@@ -60,6 +76,7 @@ fn a_result_is_pushed_to_a_registry() {
             let kind = layer["mediaType"].as_str().unwrap_or_default();
             ensure!(kind.ends_with("+gzip"), "{manifest:#}");
         }
+        sizes_are(&done, &manifest)?;
 
         // To both, under one digest.
         let both = json!({"output": {"images": ["both:1"], "nodes": {}}});
@@ -68,6 +85,18 @@ fn a_result_is_pushed_to_a_registry() {
         ensure!(done["status"]["image"] == "docker.io/library/both:1", "{:#}", done["status"]);
         ensure!(done["status"]["digest"] == registry.digest("team/both:1")?, "{:#}", done["status"]);
         ensure!(site.run("both:1", "two", true)? == "delivered\n");
+
+        // For several platforms, under one name.
+        let mut wide = pushed("wide", "pusher", json!({"platforms": ["linux/amd64", "linux/arm64"]}));
+        wide["spec"]["source"]["inline"]["dockerfile"] = WIDE.into();
+        site.apply(&wide)?;
+        let (done, _) = site.until("wide", "Ready", "True")?;
+        ensure!(done["status"]["digest"] == registry.digest("team/wide:1")?, "{:#}", done["status"]);
+        let index = registry.manifest("team/wide:1")?;
+        let images = index["manifests"].as_array().context("no index")?.iter();
+        let names: Vec<&str> =
+            images.filter_map(|image| image["platform"]["architecture"].as_str()).collect();
+        ensure!(names == ["amd64", "arm64"], "{index:#}");
 
         // What is refused is not tried again, and says what to look at.
         registry.secret("stranger", "hunter2")?;
@@ -125,13 +154,35 @@ fn a_result_is_archived_in_a_volume() {
         let docker = docker["status"]["digest"].as_str().context("no digest")?.to_owned();
         // Both load elsewhere, with the digest that the status says.
         let lab = Lab::new()?;
+        ensure!(done["status"]["sizes"]["unpackedBytes"].as_i64() > Some(1 << 20), "{:#}", done["status"]);
         for (name, file, digest) in [("oci", "images/app.tar", digest), ("docker", "docker.tar", &docker)] {
             lab.ok(&["image", "import", name, "-i", &volume.join(file).to_string_lossy()])?;
             let told = lab.ok(&["image", "inspect", name])?;
             ensure!(told.contains(digest), "{digest}: {told}");
         }
 
-        // Never through a link, and nothing is left of what could not be written.
+        // Into a full volume, never through a link, and nothing is left of what could not be written.
+        let full = site.cluster.root().join("full");
+        fs::create_dir(&full)?;
+        let cell = &site.nodes[0].lab.cell;
+        for node in &site.nodes {
+            let options = ["-t", "tmpfs", "-o", "size=1m", "full", &full.to_string_lossy()];
+            node.lab.cell.run("mount", &options)?;
+        }
+        claim(site, "full", &full)?;
+        let mut large =
+            build("large", DOCKERFILE, json!({"nodeSelector": {"kubernetes.io/hostname": "one"}}));
+        large["spec"]["output"] = json!({"images": ["large:1"], "archive": {"claimName": "full"}});
+        site.apply(&large)?;
+        let (done, _) = site.until("large", "Stalled", "True")?;
+        let failure = attempt(&done)["failure"].clone();
+        let message = failure["message"].as_str().unwrap_or_default();
+        ensure!(failure["reason"] == "ArchiveFailed" && message.contains("No space left"), "{failure}");
+        ensure!(
+            cell.run("ls", &["-A", &full.to_string_lossy()])?.is_empty(),
+            "something is left in the volume"
+        );
+
         let outside = tempfile::tempdir()?;
         std::os::unix::fs::symlink(outside.path(), volume.join("out"))?;
         for (name, path) in [("astray", "out/app.tar"), ("blocked", "taken")] {

@@ -50,7 +50,7 @@ const TOGETHER: &[Case] = &[
     Case("local block volume", Same, storage::local_block_volume),
     Case("hostPath", Same, storage::host_path),
     Case("emptyDir", Same, storage::empty_dirs),
-    Case("emptyDir over its limit", Other("No space left"), storage::empty_dir_limit),
+    Case("emptyDir over its limit", Same, storage::empty_dir_limit),
     Case("ephemeral storage over its limit", Other("written, not evicted"), storage::ephemeral_storage_limit),
     Case("init containers", Same, containers::init_containers),
     Case("lifecycle hooks", Same, containers::lifecycle_hooks),

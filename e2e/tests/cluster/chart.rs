@@ -121,7 +121,7 @@ fn a_release_comes_changes_goes_back_and_goes() {
     assert_eq!(pods_of_nodes(&cluster), pods, "nodes have nothing to do with it");
 
     let values = format!("--values={}", chart.join("ci/runtime-only.yaml").display());
-    helm(&cluster, &["upgrade", "cloister", text(&chart), &values]);
+    helm(&cluster, &["upgrade", "cloister", text(&chart), &values, WITHOUT_MONITORING]);
     assert!(!objects(&cluster).iter().any(|name| name.contains("operator")), "no builds, no operator");
     assert_ne!(pods_of_nodes(&cluster), pods);
     helm(&cluster, &["rollback", "cloister", "1"]);

@@ -8,3 +8,4 @@ mod kubectl;
 mod lab;
 mod pods;
 mod release;
+mod shutdown;

@@ -12,6 +12,12 @@ cases!([LAYERS, CONFIGURED]
     a_shadowed_folder_of_the_image_fills_nothing_else,
 );
 
+mod of_our_snapshotter {
+    use super::*;
+    cases!(@module cloister_on_1_7 V1_7 Cloister [] what_a_container_writes_is_counted);
+    cases!(@module cloister_on_2_1 V2_1 Cloister [] what_a_container_writes_is_counted);
+}
+
 /// Images that the overlayfs snapshotter unpacked, in microVMs; layers that `cloister-node` mounts, in containers.
 mod of_other_snapshotters {
     use super::*;
@@ -74,5 +80,15 @@ pub fn a_shadowed_folder_of_the_image_fills_nothing_else(rig: &Rig) -> Result<()
     let outcome =
         pod.once_in(pod.shell("ls /data; mkdir -p /data/x; ls /data").mounted(&mount, "/data", false))?;
     assert_eq!(outcome, (0, "x\n".to_owned()));
+    Ok(())
+}
+
+/// What containerd asks the snapshotter for; it does so by itself for the default one only.
+pub fn what_a_container_writes_is_counted(rig: &Rig) -> Result<()> {
+    let pod = rig.pod()?;
+    let container =
+        pod.start_shell("head -c 33554432 /dev/zero >/much; sync; echo up; exec sleep 1000", "up\n")?;
+    let usage = rig.lab.ctr(&["snapshots", "--snapshotter", "cloister", "usage", &container.id])?;
+    assert!(usage.lines().any(|line| line.starts_with(&container.id) && line.contains(" 32.")), "{usage}");
     Ok(())
 }

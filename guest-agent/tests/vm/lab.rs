@@ -9,7 +9,7 @@ use std::time::Duration;
 use cloister_image::{Digest, ImageConfig};
 use cloister_sandbox::spec::{self, Wishes};
 use cloister_sandbox::{
-    Container, Error, Exit, Io, Kernel, Layer, MachineConfig, PidNamespace, Process, Root, Sandbox,
+    Container, Error, Exit, Io, Kernel, Layer, MachineConfig, PidNamespace, Process, Root, Sandbox, Scratch,
 };
 use cloister_vmm::{Accel, Host, User};
 
@@ -156,7 +156,7 @@ impl Lab {
             id: id.into(),
             root: Root::Layers {
                 layers: vec![Layer { diff_id: Digest::of(id.as_bytes()), file: layer() }],
-                scratch: Some((64 * MIB, self.folder.path().to_owned())),
+                scratch: Some(Scratch::nameless(64 * MIB, self.folder.path().to_owned())),
             },
             spec: spec::build(&ImageConfig::default(), wishes).unwrap(),
             user: String::new(),

@@ -5,7 +5,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use cloister_protocol::v1::{self, PidNamespace, mount_volume_request::Kind};
-use cloister_sandbox::Container;
+use cloister_sandbox::{Container, Scratch};
 use libcontainer::oci_spec::runtime::{LinuxNamespaceType, LinuxResources, MountBuilder, Spec};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -86,7 +86,8 @@ async fn containers_share_volumes_names_and_process_ids() {
     let denied = HashMap::from([("kernel.core_pattern".to_owned(), "x".to_owned())]);
     assert!(agent.set_up_pod("", denied, 0).await.is_err());
 
-    let serial = lab.sandbox.plug_scratch(32 << 20, lab.folder().to_owned()).await.unwrap();
+    let serial =
+        lab.sandbox.plug_scratch(Scratch::nameless(32 << 20, lab.folder().to_owned())).await.unwrap();
     let disk = Kind::Disk(v1::DiskVolume { serial, read_only: false });
     agent.mount_volume(volume("disk", disk)).await.unwrap();
     agent.mount_volume(volume("mem", Kind::Memory(v1::MemoryVolume { bytes: 1 << 20 }))).await.unwrap();

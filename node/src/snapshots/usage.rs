@@ -20,8 +20,10 @@ pub struct Usage {
     pub inodes: u64,
 }
 
-/// Measures a snapshot: the file system of a layer, or what a container on the host wrote. What a microVM writes is on its
-/// own disk and counted by the shim.
+/// The disk of what a microVM's container writes; its shim makes it.
+const SCRATCH: &str = "scratch";
+
+/// Measures a snapshot: the file system of a layer, or what a container wrote, on the host or to its disk in a microVM.
 pub fn of(store: &Store, found: &Found) -> Result<Usage> {
     if found.record.kind == Kind::Committed {
         let Some(layer) = found.record.layer.and_then(|layer| store.open_layer(&layer).transpose()) else {
@@ -34,7 +36,8 @@ pub fn of(store: &Store, found: &Found) -> Result<Usage> {
         let inodes = SuperBlock::decode(&head).map_or(0, |sb| sb.inodes);
         return Ok(Usage { bytes: layer.size, inodes });
     }
-    tree(found.dir.join("fs"))
+    let (host, disk) = (tree(found.dir.join("fs"))?, tree(found.dir.join(SCRATCH))?);
+    Ok(Usage { bytes: host.bytes + disk.bytes, inodes: host.inodes + disk.inodes })
 }
 
 /// Disk blocks below `root`; a file with several names counts once. What vanishes meanwhile does not count.

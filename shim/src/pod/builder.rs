@@ -6,7 +6,7 @@ use std::time::Duration;
 use cloister_builder::pod::{CACHE_BYTES, Facts};
 use cloister_builder::{CacheDisk, Caches, Names, Tail};
 use cloister_image::ImageConfig;
-use cloister_sandbox::{Io, PidNamespace, Root, spec};
+use cloister_sandbox::{Io, PidNamespace, Root, Scratch, spec};
 use oci_spec::runtime::{Mount, Spec};
 use tracing::Instrument;
 
@@ -118,7 +118,7 @@ impl Pod {
         let bytes = wish.disk_bytes.unwrap_or_else(|| self.config.scratch());
         let disks = &self.config.disks;
         let Some(key) = wish.cache.clone() else {
-            let serial = machine.sandbox.plug_scratch(bytes, disks.clone()).await?;
+            let serial = machine.sandbox.plug_scratch(Scratch::nameless(bytes, disks.clone())).await?;
             return Ok(StateDisk { serial, bytes, cache: None });
         };
         let caches = Caches::new(disks.with_file_name(CACHES), bytes, self.config.caches);

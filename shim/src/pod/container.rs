@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::Context;
 use cloister_image::LayerFile;
-use cloister_sandbox::{BlockDevice, PidNamespace, Root};
+use cloister_sandbox::{BlockDevice, PidNamespace, Root, Scratch};
 use containerd_shim::protos::types::mount::Mount;
 use oci_spec::runtime::Spec;
 use tracing::Instrument;
@@ -234,7 +234,7 @@ impl Pod {
             return self.make_builder(&machine, wish, container, host, mounts, root).await;
         }
         let prepared = machine.volumes.prepare(&new.id, &mounts).await?;
-        let scratch = Some((self.config.scratch(), self.config.disks.clone()));
+        let scratch = Some(Scratch::nameless(self.config.scratch(), self.config.disks.clone()));
         let root = self.root(&machine, new, wanted, &layers, scratch).await?;
         let mut block_devices = prepared.blocks;
         for block in spec::blocks(host) {
@@ -262,18 +262,21 @@ impl Pod {
         Ok(())
     }
 
-    /// A container's root filesystem, made fit for the guest. What is written to one of layers is on a disk of so many bytes
-    /// in a folder, or in memory.
+    /// A container's root filesystem, made fit for the guest. What is written to one of layers is on a disk, which
+    /// the snapshotter counts as the snapshot's, or in memory.
     async fn root(
         &self,
         machine: &Machine,
         new: &NewContainer,
         wanted: Wanted,
         layers: &[LayerFile],
-        scratch: Option<(u64, PathBuf)>,
+        scratch: Option<Scratch>,
     ) -> Result<Root> {
         Ok(match wanted {
-            Wanted::Snapshot(_) => Root::Layers { layers: rootfs::share(layers)?, scratch },
+            Wanted::Snapshot(snapshot) => {
+                let named = |scratch| Scratch { name: Some(snapshot.join(rootfs::SCRATCH)), ..scratch };
+                Root::Layers { layers: rootfs::share(layers)?, scratch: scratch.map(named) }
+            }
             Wanted::Mounts => {
                 tracing::warn!(
                     container = new.id,

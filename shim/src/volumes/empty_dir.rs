@@ -7,11 +7,15 @@ use std::path::{Path, PathBuf};
 
 use cloister_protocol::v1::{self, mount_volume_request};
 
+use cloister_sandbox::Scratch;
+
 use super::{Inner, Volumes, owner};
 use crate::failure::{Failure, Result};
 
 /// Pod annotations that give an emptyDir its size in bytes are called this and the volume's name.
 const EMPTY_DIR_SIZE: &str = "cloister.dev/empty-dir.";
+/// The disk of an emptyDir in its folder: there a kubelet looks for what the pod has written, and evicts it for too much.
+const DISK: &str = ".cloister-disk";
 
 /// The sizes of emptyDirs that a pod's annotations give.
 pub fn sizes(annotations: &HashMap<String, String>) -> HashMap<String, u64> {
@@ -61,7 +65,9 @@ impl Volumes {
             }),
             None => {
                 let bytes = self.sizes.get(name).copied().unwrap_or(self.empty_dir);
-                let serial = self.sandbox.plug_scratch(bytes, self.disks.clone()).await?;
+                let name = Some(folder.join(DISK));
+                let scratch = Scratch { bytes, folder: self.disks.clone(), name };
+                let serial = self.sandbox.plug_scratch(scratch).await?;
                 mount_volume_request::Kind::Disk(v1::DiskVolume { serial, read_only: false })
             }
         };
