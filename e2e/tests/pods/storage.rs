@@ -1,11 +1,13 @@
 //! What Kubernetes promises of volumes beside their content: a group, a size, a part of a part.
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use cloister_e2e::Rig;
+use cloister_e2e::cell::wait_for;
 use cloister_e2e::cri::api;
 use cloister_e2e::cri::spec::ContainerConfigExt;
 
@@ -16,6 +18,11 @@ cases!(
     an_empty_dirs_size_is_a_limit,
     a_nested_subpath_of_an_empty_dir_is_shared_with_an_init_container,
 );
+
+mod of_microvms {
+    use super::*;
+    microvm_cases!(an_empty_dir_takes_of_the_host_what_is_in_it,);
+}
 
 /// The kubelet gives a volume's files to the pod's `fsGroup`, makes folders set-group-ID, and the group supplemental.
 pub fn the_pods_group_may_write_to_every_kind_of_volume(rig: &Rig) -> Result<()> {
@@ -77,6 +84,27 @@ pub fn an_empty_dirs_size_is_a_limit(rig: &Rig) -> Result<()> {
     assert!(lines.contains(&"fits") && lines.contains(&"No space left on device"), "{output}");
     assert_eq!(lines.last(), Some(&"again"));
     Ok(())
+}
+
+/// A kubelet counts the blocks below the volume's folder.
+pub fn an_empty_dir_takes_of_the_host_what_is_in_it(rig: &Rig) -> Result<()> {
+    const MIB: u64 = 1 << 20;
+    let config = rig.config();
+    let volume = rig.volume(&config, "empty-dir", "work")?;
+    let pod = rig.run(config)?;
+    let container = pod.start(pod.shell("exec sleep 1000").mounted(&text(&volume), "/work", false))?;
+    let takes = |range: std::ops::Range<u64>| {
+        let mut last = 0;
+        wait_for("the volume's size", Duration::from_secs(10), || {
+            last = fs::metadata(volume.join(".cloister-disk"))?.blocks() * 512;
+            Ok(range.contains(&last).then_some(()))
+        })
+        .with_context(|| format!("{last} bytes"))
+    };
+    container.sh("for file in 1 2 3 4 5 6; do head -c 8388608 /dev/zero >/work/$file; sync; rm /work/$file; done; sync")?;
+    takes(0..6 * MIB)?;
+    container.sh("head -c 16777216 /dev/zero >/work/left; sync")?;
+    takes(16 * MIB..22 * MIB)
 }
 
 pub fn a_nested_subpath_of_an_empty_dir_is_shared_with_an_init_container(rig: &Rig) -> Result<()> {

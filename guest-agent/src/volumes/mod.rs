@@ -160,12 +160,13 @@ fn mount_disk(disk: &v1::DiskVolume, path: &Path, access: Access) -> Result<()> 
         return Err(Error::invalid(format!("{:?} is no disk serial", disk.serial)));
     }
     let node = disk_by_serial(&disk.serial)?;
-    let mut flags = MountFlags::NODEV;
+    // The host gets back what is removed, as it counts what a volume takes.
+    let (mut flags, mut options) = (MountFlags::NODEV, Some(c"discard"));
     if disk.read_only {
-        flags |= MountFlags::RDONLY;
+        (flags, options) = (flags | MountFlags::RDONLY, None);
     }
     let what = || format!("mount disk {} ({})", disk.serial, node.display());
-    mount(&node, path, "ext4", flags, None).context(what)?;
+    mount(&node, path, "ext4", flags, options).context(what)?;
     if disk.read_only {
         return Ok(());
     }

@@ -31,6 +31,14 @@ impl Scope {
         made(&format!("keep blob {blob}"), reply).map(drop)
     }
 
+    /// Whether nothing at all was added to a lease.
+    pub async fn keeps_nothing(&self, lease: &str) -> Result<bool> {
+        let list = self.request(api::ListResourcesRequest { id: lease.to_owned() })?;
+        let reply = self.leases().list_resources(list).await;
+        let reply = reply.map_err(|status| failed("list what a lease keeps", &status))?;
+        Ok(reply.into_inner().resources.is_empty())
+    }
+
     /// The leases that have this label.
     pub async fn leases_labelled(&self, label: &str) -> Result<Vec<Lease>> {
         let list = self.request(api::ListRequest { filters: vec![format!("labels.{label:?}")] })?;

@@ -157,6 +157,9 @@ impl Importer {
             return result.map(|_| true);
         }
         let Some(peer) = &record.from else {
+            if self.forget_unfinished(record).await? {
+                return Ok(true);
+            }
             return Err(Error::NotFound(format!("content of image {}", record.top.digest)));
         };
         let (hold, scope) = self.hold().await?;

@@ -115,6 +115,17 @@ impl Importer {
         Ok(())
     }
 
+    /// Removes a record whose writer died before it kept any content; whether it was one.
+    pub(super) async fn forget_unfinished(&self, record: &Record) -> Result<bool> {
+        let _turn = hold::turn(&self.folder).await?;
+        let lease = record.lease();
+        let unfinished = self.scope.keeps_nothing(&lease).await?;
+        if unfinished {
+            self.scope.delete_lease(&lease, false).await?;
+        }
+        Ok(unfinished)
+    }
+
     /// Removes what the same build had before.
     async fn retire(&self, record: &Record) -> Result<()> {
         let _turn = hold::turn(&self.folder).await?;
