@@ -31,8 +31,9 @@ mod of_microvms {
 
 /// How soon a death must be noticed.
 const NOTICE: Duration = Duration::from_secs(2);
-/// The same for a shim, runc's too: containerd asks the dead shim to delete the task, fails, and looks again one to two seconds later.
-const NOTICE_SHIM: Duration = Duration::from_secs(3);
+/// The same where containerd's first look fails and the next comes one to two seconds later: it asks a dead shim, runc's too, to
+/// delete the task; and it has ours clean the pod up that lost its share while it still deletes the containers.
+const NOTICE_LATE: Duration = Duration::from_secs(3);
 
 /// Kills the one process whose command line has these words.
 fn kill(rig: &Rig, words: &str) -> Result<()> {
@@ -59,7 +60,7 @@ pub fn a_killed_shim_fails_the_containers(rig: &Rig) -> Result<()> {
     let pod = rig.pod()?;
     let container = pod.idle()?;
     kill(rig, &format!("-id {}", pod.id))?;
-    fails_within(rig, &pod, &container, NOTICE_SHIM)
+    fails_within(rig, &pod, &container, NOTICE_LATE)
 }
 
 pub fn a_killed_monitor_fails_the_containers(rig: &Rig) -> Result<()> {
@@ -112,7 +113,7 @@ pub fn a_killed_share_daemon_fails_the_containers(rig: &Rig) -> Result<()> {
     let container = pod.start(config)?;
     container.wait_for_output("up\n")?;
     kill(rig, "virtiofsd")?;
-    fails_within(rig, &pod, &container, NOTICE)
+    fails_within(rig, &pod, &container, NOTICE_LATE)
 }
 
 pub fn a_crashed_guest_kernel_fails_the_containers(rig: &Rig) -> Result<()> {
@@ -140,7 +141,7 @@ pub fn a_shim_killed_under_load_takes_everything_along(rig: &Rig) -> Result<()> 
     let container = pod.start_shell("echo up; exec yes", "up\n")?;
     let _more = pod.idle()?;
     kill(rig, &format!("-id {}", pod.id))?;
-    fails_within(rig, &pod, &container, NOTICE_SHIM)
+    fails_within(rig, &pod, &container, NOTICE_LATE)
 }
 
 pub fn the_shims_delete_alone_cleans(rig: &Rig) -> Result<()> {
