@@ -5,6 +5,7 @@
 //! ROOT/snapshots/N/layers.json   for the shim: the image store and the layers, lowest first
 //! ROOT/snapshots/N/accounts/     what the host may see of a microVM's image
 //! ROOT/snapshots/N/fs, work      the writable part of an overlay, for runtimes that share the host's kernel
+//! ROOT/snapshots/N/scratch       the disk of what a microVM's container writes, named here by its shim
 //! ROOT/snapshots/new-N           being made
 //! ROOT/snapshots/gone-N          being removed
 //! ```
