@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -14,11 +15,13 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::config::{Config, is_name};
 use crate::options::Kind;
-use crate::state::{self, ProcessId, State};
+use crate::state::{self, Phase, ProcessId, State};
 use crate::{bootstrap, cgroup, events};
 
 /// How long killed processes may take to go.
 const DEATH: Timespec = Timespec { tv_sec: 2, tv_nsec: 0 };
+/// How long a shim that stops its pod may take to answer for its last containers.
+const LAST_ANSWERS: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
 /// The `delete` action. A container of a pod whose shim lives is that shim's business.
 pub fn delete(flags: &Flags) -> Result<DeleteResponse> {
@@ -32,6 +35,11 @@ pub fn delete(flags: &Flags) -> Result<DeleteResponse> {
         match state::read(&folder) {
             Some(state) if kind == Kind::Member && state.shim.is_alive() => {}
             Some(state) => {
+                // When a pod loses its machine, containerd hangs up with the sandbox while it still deletes the containers. Cut off
+                // there, it would look again only a second or two later, and report their end then.
+                if state.phase == Phase::Stopping {
+                    wait_for_end(state.shim, LAST_ANSWERS);
+                }
                 kill_one(state.shim);
                 everything(&folder, &state)?;
             }
@@ -74,19 +82,32 @@ pub fn everything(folder: &Path, state: &State) -> Result<()> {
 
 /// Kills a process and waits until it is gone.
 fn kill_one(process: ProcessId) {
-    let Some(pid) = i32::try_from(process.pid).ok().and_then(Pid::from_raw) else { return };
     if process.pid == std::process::id() {
         return;
     }
-    let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty()) else { return };
-    // Opened first and compared then: the number cannot be another's any more.
-    if !process.is_alive() {
-        return;
+    if let Some(pidfd) = open(process) {
+        let _ = pidfd_send_signal(&pidfd, Signal::KILL);
+        until_ended(&pidfd, DEATH);
     }
-    let _ = pidfd_send_signal(&pidfd, Signal::KILL);
-    // A pidfd can be read once its process has ended.
-    let mut fds = [PollFd::new(&pidfd, PollFlags::IN)];
-    let _ = poll(&mut fds, Some(&DEATH));
+}
+
+/// Waits for a process to end by itself.
+fn wait_for_end(process: ProcessId, at_most: Timespec) {
+    if let Some(pidfd) = open(process) {
+        until_ended(&pidfd, at_most);
+    }
+}
+
+fn open(process: ProcessId) -> Option<OwnedFd> {
+    let pid = i32::try_from(process.pid).ok().and_then(Pid::from_raw)?;
+    let pidfd = pidfd_open(pid, PidfdFlags::empty()).ok()?;
+    // Opened first and compared then: the number cannot be another's any more.
+    process.is_alive().then_some(pidfd)
+}
+
+/// A pidfd can be read once its process has ended.
+fn until_ended(pidfd: &OwnedFd, at_most: Timespec) {
+    let _ = poll(&mut [PollFd::new(pidfd, PollFlags::IN)], Some(&at_most));
 }
 
 /// Takes the redirections out of a namespace that still exists; the taps went with their holder.
@@ -158,7 +179,7 @@ mod tests {
     use std::os::unix::process::CommandExt;
 
     use super::*;
-    use crate::state::{Phase, StateFile};
+    use crate::state::StateFile;
 
     fn state(folder: &Path, vmm: Option<ProcessId>) -> State {
         State {

@@ -123,6 +123,39 @@ fn a_result_is_pushed_to_a_registry() {
     });
 }
 
+#[test]
+fn a_build_that_is_cancelled_while_it_is_pushed_ends_and_has_given_no_name() {
+    with_site(&[], |site| {
+        let registry = Registry::start(&site.cluster)?;
+        let signal = |name: &str| {
+            let pid = registry.daemon.pid().context("no registry")?.to_string();
+            let done = std::process::Command::new("kill").args([&format!("-{name}"), &pid]).status()?;
+            ensure!(done.success(), "kill: {done}");
+            Ok(())
+        };
+        // It takes connections and never answers.
+        signal("STOP")?;
+        site.apply(&pushed("late", "pusher", json!({})))?;
+        wait_for("the push", Duration::from_secs(150), || {
+            Ok(stages(&site.get("late")?).ends_with(&["Push".to_owned()]).then_some(()))
+        })?;
+        let cancel = r#"{"spec":{"cancel":true}}"#;
+        site.cluster.kubectl(&["patch", "imgb", "late", "--type=merge", "-p", cancel])?;
+        let (done, took) = site.until("late", "Succeeded", "False")?;
+        eprintln!("cancelled after {took:.1?}");
+        ensure!(done["status"]["phase"] == "Cancelled", "{:#}", done["status"]);
+        site.clean()?;
+        signal("CONT")?;
+
+        // The driver is free again, and nothing of the first one came after all.
+        site.apply(&pushed("next", "pusher", json!({})))?;
+        let (done, _) = site.until("next", "Ready", "True")?;
+        ensure!(registry.digest("team/next:1")? == done["status"]["digest"], "{:#}", done["status"]);
+        ensure!(registry.digest("team/late:1").is_err(), "it was pushed all the same");
+        site.clean()
+    });
+}
+
 /// A volume that is a folder of this machine, and its claim.
 fn claim(site: &Site, name: &str, folder: &std::path::Path) -> Result<()> {
     let size = json!({"storage": "1Gi"});

@@ -32,7 +32,7 @@ mod of_microvms {
 /// How soon a death must be noticed.
 const NOTICE: Duration = Duration::from_secs(2);
 /// The same where containerd's first look fails and the next comes one to two seconds later: it asks a dead shim, runc's too, to
-/// delete the task; and it has ours clean the pod up that lost its share while it still deletes the containers.
+/// delete the task.
 const NOTICE_LATE: Duration = Duration::from_secs(3);
 
 /// Kills the one process whose command line has these words.
@@ -113,7 +113,7 @@ pub fn a_killed_share_daemon_fails_the_containers(rig: &Rig) -> Result<()> {
     let container = pod.start(config)?;
     container.wait_for_output("up\n")?;
     kill(rig, "virtiofsd")?;
-    fails_within(rig, &pod, &container, NOTICE_LATE)
+    fails_within(rig, &pod, &container, NOTICE)
 }
 
 pub fn a_crashed_guest_kernel_fails_the_containers(rig: &Rig) -> Result<()> {

@@ -308,11 +308,15 @@ impl Pod {
     }
 
     async fn part_from(&self, machine: &Machine) {
+        self.record_stopping();
+        drop(machine.forwarder.lock().unwrap_or_else(PoisonError::into_inner).take());
+        self.counted.read(machine).await;
+    }
+
+    fn record_stopping(&self) {
         if let Err(error) = self.update(|state| state.phase = Phase::Stopping) {
             tracing::warn!("{error:#}");
         }
-        drop(machine.forwarder.lock().unwrap_or_else(PoisonError::into_inner).take());
-        self.counted.read(machine).await;
     }
 
     /// Ends the machine at once and tells nobody; false when that has happened already.
@@ -346,6 +350,8 @@ impl Pod {
         if first {
             tracing::error!(reason, "the pod has lost its machine");
             self.counted.lost(booting);
+            // First: containerd may call this program's `delete` as soon as it hears of the end.
+            self.record_stopping();
             self.end_all(255, Some(reason));
         }
     }
