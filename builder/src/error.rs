@@ -77,6 +77,9 @@ pub enum Error {
     /// The disk with buildkitd's state is still mounted.
     #[error("buildkitd's disk was not unmounted within {} s", .0.as_secs())]
     Busy(Duration),
+    /// The host could not write to the disk with buildkitd's state, or not read it.
+    #[error("the disk under buildkitd failed: is there no room left on this machine?")]
+    DiskFailed,
     /// A name that can't be a cache's.
     #[error(
         "{0:?} cannot name a build cache: use 1 to 127 letters, digits, '.', '_' or '-', not starting with '.'"

@@ -62,13 +62,14 @@ pub async fn configure(agent: &Agent, container: &str, disk_bytes: u64, names: &
 /// databases, which survive the other one too; `ended` resolves when it has ended.
 ///
 /// # Errors
-/// When the disk was not unmounted: what is on it cannot be used again.
+/// When the disk was not unmounted, or the host could not write all of it: what is on it cannot be used again.
 pub async fn write_back(
-    agent: &Agent,
+    sandbox: &Sandbox,
     container: &str,
     kind: bool,
     ended: impl Future<Output = ()>,
 ) -> Result<()> {
+    let agent = sandbox.agent();
     let work = async {
         if kind {
             match agent.signal(container, "", libc::SIGTERM, false).await {
@@ -82,5 +83,6 @@ pub async fn write_back(
         agent.delete_container(container).await?;
         unmount_state(agent).await
     };
-    tokio::time::timeout(GRACE, work).await.map_err(|_| Error::Busy(GRACE))?
+    tokio::time::timeout(GRACE, work).await.map_err(|_| Error::Busy(GRACE))??;
+    if sandbox.disk_failed() { Err(Error::DiskFailed) } else { Ok(()) }
 }

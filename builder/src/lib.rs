@@ -193,7 +193,7 @@ impl Builder {
         if let Some(disk) = self.cache.take() {
             let mut exited = self.exited.clone();
             let ended = async { drop(exited.wait_for(Option::is_some).await) };
-            match write_back(self.sandbox.agent(), CONTAINER, true, ended).await {
+            match write_back(&self.sandbox, CONTAINER, true, ended).await {
                 Ok(()) => {
                     self.sandbox.kill().await;
                     if let Err(error) = disk.keep() {
@@ -201,7 +201,7 @@ impl Builder {
                     }
                     return;
                 }
-                Err(error) => tracing::warn!(%error, "the build cache is lost: it was not unmounted"),
+                Err(error) => tracing::warn!(%error, "the build cache is lost"),
             }
         }
         self.sandbox.kill().await;

@@ -9,6 +9,7 @@ pub mod containerd;
 pub mod cri;
 pub mod host;
 pub mod http;
+pub mod installed;
 pub mod lab;
 pub mod metrics;
 pub mod node;

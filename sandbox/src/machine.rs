@@ -145,6 +145,11 @@ impl Machine {
         self.qemu.last_words()
     }
 
+    /// Whether the host ever failed to read or write what the guest asked a disk for.
+    pub(crate) fn disk_failed(&self) -> bool {
+        self.qemu.disk_failed()
+    }
+
     /// The machine's counters.
     pub(crate) async fn metrics(&self) -> Result<Metrics, Error> {
         Ok(self.qemu.metrics().await?)

@@ -77,6 +77,11 @@ impl Sandbox {
         self.machine.pid()
     }
 
+    /// Whether the host ever failed to read or write what the guest asked a disk for: what is on it may be half there.
+    pub fn disk_failed(&self) -> bool {
+        self.machine.disk_failed()
+    }
+
     /// The machine's counters, as the host sees them.
     ///
     /// # Errors

@@ -40,7 +40,7 @@ pub enum Reason {
     Canceled,
     /// It took too long.
     Deadline,
-    /// The machine, buildkitd or the connection to it ended.
+    /// The machine, its disk, buildkitd or the connection to it failed.
     Lost,
     /// The output is not what it should be, or could not be written.
     Output,
@@ -85,6 +85,8 @@ impl Reason {
         match error {
             Error::Lost(_) | Error::Refused { retryable: true, .. } => Self::Lost,
             _ if words.contains("no space left on device") => Self::DiskFull,
+            // Of the disk under buildkitd: another attempt gets another one.
+            _ if !step && words.contains("input/output error") => Self::Lost,
             Error::Answer(_) => Self::Output,
             _ if !step && any(&IMAGE) => Self::BaseImage,
             _ if offline => Self::NoNetwork,
@@ -125,6 +127,8 @@ mod tests {
             ),
             (failed("x: exit code: 1", Some(1), &["dd: No space left on device"]), Reason::DiskFull),
             (failed("mkdir /x: no space left on device", None, &[]), Reason::DiskFull),
+            (failed("failed to commit x during finalize: input/output error", None, &[]), Reason::Lost),
+            (failed("x: exit code: 5", Some(5), &["mount: Input/output error"]), Reason::Step),
             (failed(lookup, None, &[]), Reason::BaseImage),
             (
                 failed("dockerfile parse error on line 2: unknown instruction: RUM", None, &[]),

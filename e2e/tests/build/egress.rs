@@ -4,10 +4,11 @@ use std::io::{BufRead, BufReader};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use cloister_e2e::Leftovers;
 use cloister_e2e::cell::wait_for;
+use cloister_e2e::installed::Installed;
+use cloister_e2e::{Leftovers, lab, pod_images};
 
-use crate::site::{Site, text};
+use crate::site::{Site, builder, text};
 use crate::world::{MACHINE, OUTSIDE, PORT, World};
 
 /// Bytes of a download, so many that they are no single segment.
@@ -27,6 +28,47 @@ RUN --network=none if wget -q -O- http://{OUTSIDE}/; then exit 9; fi
 fn build(site: &Site, name: &str, dockerfile: &str, options: &[&str]) -> Command {
     let context = site.context(name, &[("Dockerfile", dockerfile)]);
     site.command(&context, &[&["-t", name], options].concat())
+}
+
+#[test]
+fn an_ordinary_user_builds_with_a_network() {
+    let world = World::new(vec![b'x'; PAGE]);
+    let installed = Installed::new(&pod_images::archives(&[pod_images::BUSYBOX]).unwrap().remove(0));
+    installed.add(&builder(), "builder.tar");
+    let passt = lab::tool("passt-trixie", "passt").unwrap();
+    let copy = ["-r".as_ref(), passt.ancestors().nth(2).unwrap().as_os_str()];
+    let to = installed.folder().join("passt");
+    assert!(Command::new("cp").args(copy).arg(&to).status().unwrap().success());
+    installed.ok(&["image", "import", "base", "-i", "image.tar"]);
+    std::fs::create_dir(installed.folder().join("context")).unwrap();
+    std::fs::write(installed.folder().join("context/Dockerfile"), dockerfile()).unwrap();
+
+    let before = Leftovers::below(installed.folder()).unwrap();
+    let mut options = vec![
+        "build",
+        "-t",
+        "app",
+        "-m",
+        "384m",
+        "--cache-size",
+        "400m",
+        "--builder",
+        "builder.tar",
+        "context",
+    ];
+    let egress = egress();
+    options.extend(egress.iter().map(String::as_str));
+    let mut command = installed.cloister(&options);
+    command.env("CLOISTER_PASST", to.join("bin/passt"));
+    let built = world.output(command);
+    assert!(built.status.success() && world.asked() == 0, "{} {}", world.asked(), text(&built));
+    let read = installed.ok(&["run", "--rm", "app", "--", "sh", "-c", "wc -c </page"]);
+    assert_eq!(read.trim(), PAGE.to_string());
+    assert!(world.cell.processes().unwrap().is_empty(), "{:?}", world.cell.processes());
+    let store = installed.folder().join("home/.local/share/cloister");
+    let mut new = before.new_since(installed.folder(), Duration::from_secs(3)).unwrap();
+    new.retain(|fact| !fact.contains(&store.display().to_string()));
+    assert_eq!(new, Vec::<String>::new());
 }
 
 fn egress() -> [String; 4] {

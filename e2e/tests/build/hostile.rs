@@ -4,13 +4,14 @@ use std::fs;
 use std::io::Write as _;
 use std::os::unix::fs::symlink;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cloister_e2e::archive::Layer;
-use cloister_e2e::lab;
+use cloister_e2e::cell::Cell;
 use cloister_e2e::oci_archive::OciArchive;
+use cloister_e2e::{lab, pod_images};
 
-use crate::site::{Site, text};
+use crate::site::{Site, cached, text};
 
 /// Boot, build and teardown of a build that fails soon, on a busy machine.
 const SOON: Duration = Duration::from_secs(200);
@@ -59,6 +60,58 @@ fn a_disk_that_is_filled_again_and_again_ends_with_the_build() {
     let named = ["DiskFull: the build's disk of ", "build not done after 60 s"];
     assert!(named.iter().any(|name| reason.contains(name)), "{reason}");
     assert!(refused.time < SOON, "{:?}", refused.time);
+}
+
+/// Left to itself, QEMU stops a guest whose host has no room until somebody makes some.
+#[test]
+fn a_machine_without_room_is_an_error_and_no_wait() {
+    let (site, cell) = (Site::new(), Cell::new().unwrap());
+    let root = site.lab.root();
+    cell.run("mount", &["-t", "tmpfs", "-o", "size=900m", "small", &root.to_string_lossy()]).unwrap();
+    let output = |mut command: Command| {
+        let output = cell.inside(|| command.output()).unwrap().unwrap();
+        eprintln!("{}", text(&output));
+        output
+    };
+    let fill = |leave: u64| {
+        cell.inside(|| {
+            let (file, free) = (fs::File::create(root.join("fill"))?, rustix::fs::statvfs(root)?);
+            let flags = rustix::fs::FallocateFlags::empty();
+            rustix::fs::fallocate(&file, flags, 0, free.f_bavail * free.f_frsize - leave)?;
+            Ok::<_, std::io::Error>(())
+        })
+        .unwrap()
+        .unwrap();
+    };
+    let archive = pod_images::archives(&[pod_images::BUSYBOX]).unwrap().remove(0);
+    let mut import = site.lab.cloister();
+    import.args(["image", "import", "base", "-i"]).arg(archive);
+    assert!(output(import).status.success());
+    let build = |name: &str, dockerfile: &str| {
+        let context = site.context(name, &[("Dockerfile", dockerfile)]);
+        output(site.command(&context, &["-t", name, "--cache-key", "one"]))
+    };
+    assert!(build("first", "FROM base\nRUN echo first >/first\n").status.success());
+
+    fill(24 << 20);
+    let mut run = site.lab.cloister();
+    run.args(["run", "--rm", "base", "--", "dd", "if=/dev/zero", "of=/x", "bs=1M", "count=60", "conv=fsync"]);
+    let begun = Instant::now();
+    let ended = output(run);
+    let said = text(&ended);
+    assert!(ended.status.code() == Some(1) && said.contains("put/output error"), "{said}");
+    assert!(said.contains("a disk of the guest failed to write") && begun.elapsed() < SOON, "{said}");
+
+    let large = "FROM base\nRUN dd if=/dev/urandom of=/x bs=1M count=60\n";
+    let begun = Instant::now();
+    let refused = build("large", large);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(text(&refused).contains("No space left on device") && begun.elapsed() < SOON);
+
+    // What the cache's disk had is gone with it, and not in the way.
+    cell.inside(|| fs::remove_file(root.join("fill"))).unwrap().unwrap();
+    let again = build("large", large);
+    assert!(again.status.success() && cached(&text(&again)).is_empty());
 }
 
 #[test]

@@ -163,7 +163,7 @@ impl Pod {
         let written = match &cache {
             Some(_) => {
                 let ended = async { drop(agent.wait(&container.id, "").await) };
-                cloister_builder::write_back(agent, &container.id, ask.kind, ended).await
+                cloister_builder::write_back(&machine.sandbox, &container.id, ask.kind, ended).await
             }
             None => Ok(()),
         };

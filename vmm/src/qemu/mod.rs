@@ -53,6 +53,7 @@ pub struct Qemu {
     config: VmConfig,
     warning: Option<String>,
     requested: Arc<AtomicBool>,
+    disk_failed: Arc<AtomicBool>,
     exit: watch::Receiver<Option<Exit>>,
     events: broadcast::Sender<Event>,
     /// Processors the guest was offered.
@@ -112,13 +113,14 @@ impl Vmm for Qemu {
         let process = launch.start().await?;
         let qmp = connect(&process, qmp_ours).await?;
 
-        let requested = Arc::new(AtomicBool::new(false));
+        let (requested, disk_failed) = (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
         let (exit_sender, exit) = watch::channel(None);
         let (events, _) = broadcast::channel(64);
         let watcher = Watcher {
             exited: process.exited(),
             qmp: qmp.events(),
             requested: requested.clone(),
+            disk_failed: disk_failed.clone(),
             console: config.console.path.clone(),
         };
         tokio::spawn(watcher.watch(exit_sender, events.clone()));
@@ -130,6 +132,7 @@ impl Vmm for Qemu {
             config,
             warning,
             requested,
+            disk_failed,
             exit,
             events,
             cpus,
@@ -331,6 +334,7 @@ struct Watcher {
     exited: Exited,
     qmp: broadcast::Receiver<QmpEvent>,
     requested: Arc<AtomicBool>,
+    disk_failed: Arc<AtomicBool>,
     console: PathBuf,
 }
 
@@ -341,19 +345,43 @@ impl Watcher {
         let words = loop {
             tokio::select! {
                 words = self.exited.wait() => break words,
-                event = self.qmp.recv(), if connected => connected = note(event, &mut reason),
+                event = self.qmp.recv(), if connected => connected = self.note(event, &mut reason),
             }
         };
         // What QEMU said before it went may still be under way.
         while connected {
             let event = tokio::time::timeout(EXPLAIN_LIMIT, self.qmp.recv()).await;
-            connected = event.is_ok_and(|e| note(e, &mut reason));
+            connected = event.is_ok_and(|e| self.note(e, &mut reason));
         }
         let exit = self.judge(reason.as_deref(), words);
         tracing::debug!(%exit, "VM ended");
         sender.send_replace(Some(exit.clone()));
         // Nobody listening is fine.
         let _ = events.send(Event::Exited(exit));
+    }
+
+    /// Remembers the reason of a shutdown, and that a disk has failed; false when the connection is closed.
+    fn note(
+        &self,
+        event: Result<QmpEvent, broadcast::error::RecvError>,
+        reason: &mut Option<String>,
+    ) -> bool {
+        match event {
+            Ok(event) if event.name == "SHUTDOWN" => *reason = event.text("reason").map(str::to_owned),
+            // Said once, however often the guest tries.
+            Ok(event)
+                if event.name == "BLOCK_IO_ERROR" && !self.disk_failed.swap(true, Ordering::Relaxed) =>
+            {
+                tracing::warn!(
+                    "a disk of the guest failed to {}, which the guest is told as an error: {}",
+                    event.text("operation").unwrap_or("work"),
+                    event.text("reason").unwrap_or("no reason given")
+                );
+            }
+            Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
+            Err(broadcast::error::RecvError::Closed) => return false,
+        }
+        true
     }
 
     fn judge(&self, reason: Option<&str>, words: String) -> Exit {
@@ -368,22 +396,13 @@ impl Watcher {
 }
 
 impl Qemu {
+    /// Whether the host ever failed to read or write what the guest asked a disk for.
+    pub fn disk_failed(&self) -> bool {
+        self.disk_failed.load(Ordering::Relaxed)
+    }
+
     /// The last the guest printed, on one bounded line without control characters; empty when it printed nothing.
     pub fn last_words(&self) -> String {
         console::last_words(&self.config.console.path)
-    }
-}
-
-/// Remembers the reason of a shutdown; false when the connection is closed.
-fn note(event: Result<QmpEvent, broadcast::error::RecvError>, reason: &mut Option<String>) -> bool {
-    match event {
-        Ok(event) => {
-            if event.name == "SHUTDOWN" {
-                *reason = event.text("reason").map(str::to_owned);
-            }
-            true
-        }
-        Err(broadcast::error::RecvError::Lagged(_)) => true,
-        Err(broadcast::error::RecvError::Closed) => false,
     }
 }

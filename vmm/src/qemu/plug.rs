@@ -112,7 +112,16 @@ async fn block_device(vm: &Qemu, serial: &str, mut node: Value) -> Result<Device
     vm.qmp.call("blockdev-add", node).await?;
     // QEMU would make a queue for each processor there can ever be.
     let queues = ("num-queues", Value::from(vm.config.cpus));
-    let properties = [("drive", Value::from(id.0.as_str())), ("serial", serial.into()), queues, modern()];
+    // By itself QEMU would stop the guest until somebody makes room on a full host: nobody is told, and no word gets through.
+    let [write_errors, read_errors] = ["werror", "rerror"].map(|name| (name, Value::from("report")));
+    let properties = [
+        ("drive", Value::from(id.0.as_str())),
+        ("serial", serial.into()),
+        queues,
+        modern(),
+        write_errors,
+        read_errors,
+    ];
     if let Err(error) = add(vm, "virtio-blk-pci", &id.0, &port, properties).await {
         // Only tidies up: the device is what the caller has to hear about.
         let _ = vm.qmp.run(blockdev_del { node_name: id.0 }).await;
