@@ -48,9 +48,9 @@ pub enum Error {
         /// Why it failed.
         cause: io::Error,
     },
-    /// A cache disk that can never be had here.
+    /// A cache disk that can never be had here; the operator knows it by the first word.
     #[error(
-        "a build cache of {} MiB is more than the {} MiB of all on this machine: ask for less (spec.cache.size, --cache-size), or raise `size` or `disks` of [caches] in config.toml",
+        "CacheTooLarge: a build cache of {} MiB is more than the {} MiB of all on this machine: ask for less (spec.cache.size, --cache-size), or raise `size` or `disks` of [caches] in config.toml",
         .bytes.div_ceil(1 << 20), .most >> 20
     )]
     CacheTooLarge {

@@ -102,7 +102,7 @@ reasons! {
     OutOfMemory         false "The build needed more memory than its limit."
     OutOfDisk           false "The build needed more disk than its limit."
     ResultTooLarge      false "The result has more bytes than the build's disk, or than a node takes."
-    CacheFull           false "The cache disk is full and nothing on it may be removed."
+    CacheTooLarge       false "The cache disk is larger than all of them may be on a node."
     DeadlineExceeded    false "An attempt took longer than spec.timeout."
     DigestMismatch      false "What left the guest does not have the digest that it claims."
     ArchiveFailed       false "The archive could not be written to its volume."

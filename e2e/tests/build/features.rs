@@ -78,3 +78,33 @@ fn what_a_dockerfile_may_say_is_done_and_a_source_date_makes_the_same_image_agai
         600 0:0 1700000000\n644 7:8 1700000000\n644 0:0 1700000000\n2 /srv\n";
     assert_eq!(said.unwrap(), expected);
 }
+
+/// The statement of how an image was made in an OCI archive, if it has one.
+fn statement(archive: &Path) -> Option<Value> {
+    let mut tar = tar::Archive::new(fs::File::open(archive).unwrap());
+    let documents = tar.entries().unwrap().filter_map(|entry| serde_json::from_reader(entry.unwrap()).ok());
+    let is_one = |document: &Value| {
+        document["predicateType"]
+            .as_str()
+            .is_some_and(|kind| kind.starts_with("https://slsa.dev/provenance/"))
+    };
+    documents.into_iter().find(is_one)
+}
+
+#[test]
+fn a_statement_of_how_an_image_was_made_says_as_much_as_was_asked_for() {
+    let site = Site::new();
+    let context = site.context("stated", &[("Dockerfile", "FROM base\nARG WORD\nRUN echo $WORD >/word\n")]);
+    let stated = |wish: &str| {
+        let archive = site.contexts.path().join(format!("{wish}.tar"));
+        let out = format!("type=oci,dest={}", archive.display());
+        build(&site, &context, &["-o", &out, "--build-arg", "WORD=told", "--provenance", wish]);
+        statement(&archive).map(|statement| statement.to_string())
+    };
+    assert_eq!(stated("none"), None);
+    // Steps and arguments are the larger one's.
+    let (min, max) = (stated("min").unwrap(), stated("max").unwrap());
+    assert!(min.contains("lab.test") || min.contains("base"), "{min}");
+    assert!(!min.contains("echo $WORD") && !min.contains("build-arg:WORD"), "{min}");
+    assert!(max.contains("build-arg:WORD") && max.contains("told") && max.len() > min.len(), "{max}");
+}

@@ -43,6 +43,12 @@ fn a_failed_build_says_why_and_leaves_nothing() {
         let failed = failure(site, "baseless")?;
         ensure!(failed["message"].as_str().is_some_and(|text| text.contains("no/such")), "{failed}");
 
+        let greedy = json!({"cache": {"size": "900Ti"}});
+        site.apply(&build("greedy", "FROM lab.test/busybox:1\n", greedy))?;
+        let failed = failure(site, "greedy")?;
+        let message = failed["message"].as_str().unwrap_or_default();
+        ensure!(failed["reason"] == "CacheTooLarge" && message.contains("spec.cache.size"), "{failed}");
+
         site.apply(&build("hog", "FROM lab.test/busybox:1\nRUN tail /dev/zero\n", json!({"retries": 0})))?;
         ensure!(failure(site, "hog")?["reason"] == "OutOfMemory");
         site.clean()

@@ -49,6 +49,7 @@ fn fails_within(rig: &Rig, pod: &Pod<'_>, container: &Container<'_>, bound: Dura
     let took = begun.elapsed();
     assert_ne!(status.exit_code, 0, "a death was reported as success");
     assert_ne!(status.reason, "Completed");
+    eprintln!("noticed after {took:.2?}");
     assert!(took < bound, "noticed after {took:?}");
     wait_for("the pod's end", NOTICE, || Ok((!pod.is_ready()?).then_some(())))?;
     pod.remove()?;

@@ -181,6 +181,10 @@ fn end(pod: &BuildPod, settings: &Settings, now: Timestamp) -> Judged {
         }
         _ => {}
     }
+    // What the shim refuses for good it says with the reason.
+    if let Some((_, why)) = message.split_once(&format!("{}: ", R::CacheTooLarge.as_str())) {
+        return ended(R::CacheTooLarge, why.to_owned());
+    }
     // The node's last words may still be on their way.
     let until = pod.finished.unwrap_or(pod.created) + settings.result_grace;
     if until > now {

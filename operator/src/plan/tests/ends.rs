@@ -183,6 +183,26 @@ fn a_build_that_takes_too_long_is_ended_here_when_its_node_does_not() {
 }
 
 #[test]
+fn a_cache_that_its_node_refuses_is_not_asked_for_again() {
+    let refused = |message: &str| {
+        let mut world = running();
+        world.ends(1, PodPhase::Failed);
+        world.pod(1).message =
+            Some(format!("failed to create shim task: cloister.dev/cache-bytes: {message}"));
+        world.second = 100;
+        world.settle();
+        world
+    };
+    // Others give theirs back.
+    assert_eq!(failure(&mut refused("no room for a build cache of 5 MiB")), Some(BuildReason::BuilderLost));
+    let mut world = refused("CacheTooLarge: a build cache of 9 MiB is more than the 5 MiB of all");
+    let failure = world.attempt(1).failure.clone().unwrap();
+    assert_eq!(failure.reason, BuildReason::CacheTooLarge);
+    assert_eq!(failure.message, "a build cache of 9 MiB is more than the 5 MiB of all");
+    assert!(world.words().starts_with("Failed"), "{}", world.words());
+}
+
+#[test]
 fn cancel_ends_what_runs_and_starts_nothing() {
     let mut world = running();
     world.change(|spec| spec.cancel = true);
