@@ -9,7 +9,7 @@ use cloister_layer::digest::Digest;
 
 use super::Options;
 use super::reader::{Stop, Tap};
-use crate::error::{Error, Result};
+use crate::error::{Error, IoContext, Result};
 use crate::oci::{BlobRef, OCI_LAYER};
 use crate::progress::{LayerProgress, Phase, Progress};
 use crate::store::{BlobWriter, LayerFile, LayerRecord, Store, TempDir};
@@ -241,20 +241,21 @@ impl Job<'_> {
         let limits = cloister_layer::Limits { metadata_bytes, ..self.options.limits.layer.clone() };
         cloister_layer::convert(tap, &expected, &out, &limits, &|_| {})
             .map_err(|source| Error::Layer { layer: spec.name.clone(), source })?;
-        // Both wait for the disk; together they wait once.
-        std::thread::scope(|scope| {
+        // Both wait for the disk; together they wait once. The blob is there first: of a layer that is there nothing is read again.
+        let blob = std::thread::scope(|scope| {
             let blob = match (copy, &spec.blob) {
                 (Some(copy), Some(blob)) => Some(scope.spawn(|| copy.publish(self.store, &blob.digest))),
                 _ => None,
             };
-            let layer = self.store.publish_layer(out, &out_path, &spec.diff_id)?;
-            let blob = match blob.map(std::thread::ScopedJoinHandle::join) {
-                None => None,
-                Some(Ok(published)) => Some(published?),
+            out.sync_all().at("write", &out_path)?;
+            match blob.map(std::thread::ScopedJoinHandle::join) {
+                None => Ok(None),
+                Some(Ok(published)) => published.map(Some),
                 Some(Err(panic)) => std::panic::resume_unwind(panic),
-            };
-            Ok((layer, blob))
-        })
+            }
+        })?;
+        let layer = self.store.publish_layer(out, &out_path, &spec.diff_id)?;
+        Ok((layer, blob))
     }
 }
 
