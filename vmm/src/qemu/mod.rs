@@ -372,10 +372,9 @@ impl Watcher {
             Ok(event)
                 if event.name == "BLOCK_IO_ERROR" && !self.disk_failed.swap(true, Ordering::Relaxed) =>
             {
+                let (what, why) = disk_failure(&event);
                 tracing::warn!(
-                    "a disk of the guest failed to {}, which the guest is told as an error: {}",
-                    event.text("operation").unwrap_or("work"),
-                    event.text("reason").unwrap_or("no reason given")
+                    "a disk of the guest failed to {what}, which the guest is told as an error: {why}"
                 );
             }
             Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
@@ -404,5 +403,30 @@ impl Qemu {
     /// The last the guest printed, on one bounded line without control characters; empty when it printed nothing.
     pub fn last_words(&self) -> String {
         console::last_words(&self.config.console.path)
+    }
+}
+
+/// What failed and why, in words of our own: a QEMU that its guest has taken over may send any.
+fn disk_failure(event: &QmpEvent) -> (&'static str, &'static str) {
+    const FULL: &str = "No space left on device";
+    let what = if event.text("operation") == Some("read") { "read" } else { "write" };
+    (what, if event.text("reason") == Some(FULL) { FULL } else { "Input/output error" })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_of_qemu_about_a_disk_go_no_further() {
+        let told = |operation: &str, reason: &str| {
+            let data = serde_json::json!({"operation": operation, "reason": reason});
+            let data = data.as_object().cloned().unwrap();
+            disk_failure(&QmpEvent { name: "BLOCK_IO_ERROR".into(), data })
+        };
+        assert_eq!(told("write", "No space left on device"), ("write", "No space left on device"));
+        assert_eq!(told("read", "Remote I/O error"), ("read", "Input/output error"));
+        assert_eq!(told("\u{1b}[2J", &"x".repeat(1 << 20)), ("write", "Input/output error"));
+        assert_eq!(disk_failure(&QmpEvent { name: String::new(), data: Default::default() }).0, "write");
     }
 }
