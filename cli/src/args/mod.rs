@@ -106,6 +106,9 @@ pub enum Command {
         /// Descriptor of the lock of its folder
         #[arg(long)]
         lock: i32,
+        /// Folder of the machine
+        #[arg(long)]
+        folder: PathBuf,
     },
 }
 

@@ -60,7 +60,7 @@ pub fn run(cli: Cli) -> Result<u8> {
             Ok(0)
         }
         Command::Kube { arguments } => kube::run(arguments.into_iter()),
-        Command::Supervise { channel, lock } => done(supervise::main(channel, lock)),
+        Command::Supervise { channel, lock, folder } => done(supervise::main(channel, lock, folder)),
     }
 }
 

@@ -85,8 +85,6 @@ pub async fn run(global: &Global, args: RunArgs) -> Result<u8> {
 
     let memory = args.memory.unwrap_or(DEFAULT_MEMORY);
     let plan = Plan {
-        folder: folder.path().to_owned(),
-        run: root.run(),
         record,
         kernel,
         store: root.path().to_owned(),
@@ -104,7 +102,7 @@ pub async fn run(global: &Global, args: RunArgs) -> Result<u8> {
     let name = plan.record.name.clone();
     let timings = args.timings;
     let format = global.output;
-    let code = start::run(plan, lock, move |steps| {
+    let code = start::run(plan, &folder, lock, move |steps| {
         if timings {
             show(format, steps);
         }

@@ -48,10 +48,6 @@ pub enum Report {
 /// Everything a supervisor needs.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Plan {
-    /// Folder of the machine, created and locked.
-    pub folder: PathBuf,
-    /// Folder of all machines.
-    pub run: PathBuf,
     /// The record to go on with.
     pub record: Record,
     /// The guest kernel.

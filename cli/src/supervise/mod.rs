@@ -12,6 +12,7 @@ pub mod start;
 pub mod volumes;
 
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use cloister_image::{Image, Store};
@@ -43,7 +44,7 @@ const BOOT: std::time::Duration = std::time::Duration::from_secs(60);
 const GRACE: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// Runs a supervisor until its machine is gone.
-pub fn main(channel: i32, lock: i32) -> Result<()> {
+pub fn main(channel: i32, lock: i32, folder: PathBuf) -> Result<()> {
     // SAFETY: the command that started this process made both descriptors for it and gave their numbers; nothing else
     // in this fresh process uses them.
     let (channel, lock) = unsafe { (OwnedFd::from_raw_fd(channel), OwnedFd::from_raw_fd(lock)) };
@@ -51,13 +52,15 @@ pub fn main(channel: i32, lock: i32) -> Result<()> {
         rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::CLOEXEC)
             .context("cannot use the given descriptors")?;
     }
+    let folder = Folder::at(folder);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let (mut receiver, mut sender) = Channel::new(channel)?.split();
         let Some(Order::Start(plan)) = receiver.receive().await.context("cannot read the plan")? else {
-            return Ok(());
+            // The command was killed in between, and whoever looked since saw the lock held and left the folder to us.
+            return Vms::around(&folder).remove(&folder);
         };
-        let outcome = supervise(*plan, receiver, &mut sender).await;
+        let outcome = supervise(*plan, &folder, receiver, &mut sender).await;
         // The lock goes last of all: until then the folder is ours.
         drop(lock);
         // Nobody may be listening any more.
@@ -66,12 +69,10 @@ pub fn main(channel: i32, lock: i32) -> Result<()> {
     })
 }
 
-async fn supervise(plan: Plan, receiver: Receiver, sender: &mut Sender) -> Outcome {
-    let folder = Folder::at(plan.folder.clone());
-    let vms = Vms::new(plan.run.clone());
+async fn supervise(plan: Plan, folder: &Folder, receiver: Receiver, sender: &mut Sender) -> Outcome {
     let mut record = plan.record.clone();
     let outcome = match Inputs::listen(receiver, plan.detach) {
-        Ok(inputs) => run(plan, &folder, &mut record, inputs, sender).await,
+        Ok(inputs) => run(plan, folder, &mut record, inputs, sender).await,
         Err(error) => Outcome::failed(exit::FAILED, format!("cannot watch signals: {error}")),
     };
     record.status = outcome.status;
@@ -82,7 +83,7 @@ async fn supervise(plan: Plan, receiver: Receiver, sender: &mut Sender) -> Outco
     // A machine that never ran a command leaves no record: the one who asked is told why.
     let remove = record.remove || record.started.is_none();
     let tidy = if remove {
-        vms.remove(&folder)
+        Vms::around(folder).remove(folder)
     } else {
         record.save(folder.path()).and_then(|()| folder.strip(false))
     };
@@ -321,5 +322,28 @@ fn let_go() {
             let _ = rustix::stdio::dup2_stderr(&null);
         }
         Err(error) => tracing::warn!(%error, "cannot open /dev/null"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::IntoRawFd;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+    use crate::vm::record::tests::record;
+
+    #[test]
+    fn a_supervisor_without_a_plan_takes_its_folder_away() {
+        let run = std::env::temp_dir().join(format!("cloister-unplanned-{}", std::process::id()));
+        let vms = Vms::new(run.clone());
+        let (folder, lock) = vms.create(&record("web", Status::Starting)).unwrap();
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        // The command is killed between starting it and telling it what to do; its copy of the lock goes with it.
+        drop(ours);
+        main(theirs.into_raw_fd(), lock.into_raw_fd(), folder.path().to_owned()).unwrap();
+        let left = folder.path().exists();
+        std::fs::remove_dir_all(run).unwrap();
+        assert!(!left);
     }
 }

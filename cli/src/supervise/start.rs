@@ -20,18 +20,16 @@ const ORPHANS: Duration = Duration::from_secs(2);
 
 /// Starts a supervisor for `plan` and stays with it as long as a foreground command or a detached start takes.
 /// `on_start` is called once the process runs. Returns what to exit with.
-pub async fn run(plan: Plan, lock: File, on_start: impl FnOnce(&[Timing])) -> Result<u8> {
-    let folder = Folder::at(plan.folder.clone());
-    let vms = Vms::new(plan.run.clone());
-    let result = attend(plan, &lock, on_start).await;
+pub async fn run(plan: Plan, folder: &Folder, lock: File, on_start: impl FnOnce(&[Timing])) -> Result<u8> {
+    let result = attend(plan, folder, &lock, on_start).await;
     let killed = match &result {
         Ok(End::Reported(_) | End::Detached) => false,
         Ok(End::Killed(_)) | Err(_) => true,
     };
     if killed {
         // The lock is still held through this process's descriptor, so nobody else takes the folder meanwhile.
-        await_orphans(&folder);
-        vms.abandon(&folder, "its supervisor was killed")?;
+        await_orphans(folder);
+        Vms::around(folder).abandon(folder, "its supervisor was killed")?;
     }
     match result? {
         End::Reported(code) => Ok(code),
@@ -48,12 +46,13 @@ enum End {
     Killed(String),
 }
 
-async fn attend(plan: Plan, lock: &File, on_start: impl FnOnce(&[Timing])) -> Result<End> {
+async fn attend(plan: Plan, folder: &Folder, lock: &File, on_start: impl FnOnce(&[Timing])) -> Result<End> {
     let (ours, theirs) = UnixStream::pair().context("cannot make a socket pair")?;
     let (detach, interactive, tty) = (plan.detach, plan.interactive, plan.terminal.is_some());
     // From here on signals are queued, none is lost between the start and the loop below.
     let mut signals = Signals::listen().context("cannot watch signals")?;
-    let mut child = spawn(theirs.into(), lock, detach, interactive).context("cannot start the supervisor")?;
+    let mut child =
+        spawn(theirs.into(), folder, lock, detach, interactive).context("cannot start the supervisor")?;
     let (mut receiver, mut sender) = Channel::new(ours.into())?.split();
     sender.send(&Order::Start(Box::new(plan))).await.context("cannot instruct the supervisor")?;
     let mut raw = None;
@@ -107,6 +106,7 @@ async fn attend(plan: Plan, lock: &File, on_start: impl FnOnce(&[Timing])) -> Re
 /// Starts this program again as a supervisor, with two descriptors of its own.
 fn spawn(
     channel: OwnedFd,
+    folder: &Folder,
     lock: &File,
     detach: bool,
     interactive: bool,
@@ -118,7 +118,9 @@ fn spawn(
     command
         .arg("__supervise")
         .arg(format!("--channel={}", channel.as_raw_fd()))
-        .arg(format!("--lock={}", lock.as_raw_fd()));
+        .arg(format!("--lock={}", lock.as_raw_fd()))
+        .arg("--folder")
+        .arg(folder.path());
     command.stdin(if interactive && !detach { Stdio::inherit() } else { Stdio::null() });
     if detach {
         command.stdout(Stdio::null());

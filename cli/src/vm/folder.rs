@@ -39,6 +39,11 @@ impl Vms {
         Self { run }
     }
 
+    /// The machines beside one of them.
+    pub fn around(folder: &Folder) -> Self {
+        Self { run: folder.path.parent().map(Path::to_owned).unwrap_or_default() }
+    }
+
     /// Creates the folder of a new machine with `record` in it, and takes its lock.
     ///
     /// # Errors
