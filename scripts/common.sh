@@ -12,6 +12,19 @@ publish() {
     if ! mv -T "$1" "$2" 2>/dev/null; then rm -rf "$1"; [ -e "$2" ]; fi
 }
 
+# apt-cache: the program, its answers kept until apt's lists change: it reads all of them for each, which takes seconds.
+apt-cache() {
+    local kept tmp
+    kept=$CACHE/apt/$(hash_inputs "=$*" "=$(stat -c %Y /var/lib/apt/lists)")
+    if [ ! -e "$kept" ]; then
+        mkdir -p "$CACHE/apt"
+        tmp=$(mktemp "$CACHE/apt/.tmp.XXXXXX")
+        command apt-cache "$@" >"$tmp" || { rm -f "$tmp"; return 1; }
+        mv "$tmp" "$kept"
+    fi
+    cat "$kept"
+}
+
 # The Debian mirror this machine already uses.
 debian_mirror() { apt-cache policy | sed -n 's/^ *500 \(http[^ ]*\) bookworm\/main.*/\1/p' | head -n 1; }
 

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use cloister_build::client::{BuildKit, Error, Session, Solve, Solved};
@@ -149,13 +148,8 @@ pub fn import(store: &Store, archive: PathBuf, name: &Reference) {
 }
 
 fn programs() -> PathBuf {
-    // Finding out which version there is takes apt seconds.
-    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
-    let find = || {
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/buildkit.sh");
-        let made = Command::new(script).stderr(Stdio::inherit()).output().unwrap();
-        assert!(made.status.success(), "scripts/buildkit.sh: {}", made.status);
-        PathBuf::from(String::from_utf8(made.stdout).unwrap().trim())
-    };
-    FOLDER.get_or_init(find).clone()
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/buildkit.sh");
+    let made = Command::new(script).stderr(Stdio::inherit()).output().unwrap();
+    assert!(made.status.success(), "scripts/buildkit.sh: {}", made.status);
+    PathBuf::from(String::from_utf8(made.stdout).unwrap().trim())
 }

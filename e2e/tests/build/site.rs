@@ -4,7 +4,6 @@ use std::fs;
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use cloister_e2e::cell::wait_for;
@@ -30,14 +29,9 @@ impl Refused {
 
 /// The builder image of this machine.
 pub fn builder() -> PathBuf {
-    // Finding out which version there is takes apt seconds.
-    static IMAGE: OnceLock<PathBuf> = OnceLock::new();
-    let find = || {
-        let script = lab::checkout().join("scripts/builder-image.sh");
-        let made = Command::new(script).stderr(Stdio::null()).output().unwrap();
-        PathBuf::from(String::from_utf8(made.stdout).unwrap().trim())
-    };
-    IMAGE.get_or_init(find).clone()
+    let script = lab::checkout().join("scripts/builder-image.sh");
+    let made = Command::new(script).stderr(Stdio::null()).output().unwrap();
+    PathBuf::from(String::from_utf8(made.stdout).unwrap().trim())
 }
 
 /// A store with a small base image, and folders of contexts.
