@@ -23,8 +23,8 @@ fuzz: setup ## every fuzz target for FUZZ_SECONDS (20) seconds
 e2e: build ## pods under real containerds: microVMs, and containers beside them
 	@scripts/test.sh -p cloister-e2e -E 'binary(pods)'
 
-e2e-full: build ## the same on every handler and version, the documents, and the long runs: cycles, deaths, execs, gigabytes
-	@scripts/test.sh -p cloister-e2e --profile full --no-capture -E 'binary(pods) + binary(import) + binary(builds) + binary(docs) + binary(endurance)'
+e2e-full: build images builder cluster ## all of it on every handler and version, the documents, and the long runs: cycles, deaths, execs, gigabytes
+	@scripts/test.sh -p cloister-e2e --profile full --no-capture -E 'not binary(cluster)'
 
 e2e-cluster: build cluster container-images ## pods on nodes of a real Kubernetes, every case; the chart on a node
 	@scripts/test.sh -p cloister-e2e --profile full --no-capture -E 'binary(cluster)'

@@ -63,7 +63,7 @@ fn size(rig: &Rig, words: &str) -> Result<Option<(u64, usize)>> {
 fn no_growth(before: Option<(u64, usize)>, after: Option<(u64, usize)>, what: &str) -> Result<()> {
     if let (Some((rss, fds)), Some((rss_now, fds_now))) = (before, after) {
         eprintln!("{what}: {rss} → {rss_now} KiB resident, {fds} → {fds_now} descriptors");
-        ensure!(rss_now < rss + (16 << 10), "{what} grew from {rss} to {rss_now} KiB");
+        ensure!(rss_now < rss + (8 << 10), "{what} grew from {rss} to {rss_now} KiB");
         ensure!(fds_now < fds + 20, "{what} had {fds} and has {fds_now} descriptors open");
     }
     Ok(())

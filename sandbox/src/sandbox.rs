@@ -274,7 +274,8 @@ impl Sandbox {
         self.used.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn reached(&self, step: Step) {
+    /// Ends a step of the start, when the caller has done it.
+    pub fn reached(&self, step: Step) {
         self.timings.lock().unwrap_or_else(PoisonError::into_inner).reached(step);
     }
 

@@ -12,6 +12,8 @@ pub enum Step {
     Vmm,
     /// The guest's kernel is up and its agent answered; devices were plugged meanwhile.
     Agent,
+    /// The guest has its name and its network.
+    Network,
     /// Disks and shares are plugged and shares mounted.
     Devices,
     /// The root filesystem is stacked and the process is prepared.
@@ -26,6 +28,7 @@ impl Step {
         match self {
             Self::Vmm => "vmm",
             Self::Agent => "agent",
+            Self::Network => "network",
             Self::Devices => "devices",
             Self::Rootfs => "rootfs",
             Self::Process => "process",
@@ -37,6 +40,7 @@ impl Step {
         match self {
             Self::Vmm => "virtual machine monitor up",
             Self::Agent => "kernel booted, agent answered",
+            Self::Network => "name and network set up",
             Self::Devices => "disks and shares plugged",
             Self::Rootfs => "root filesystem stacked",
             Self::Process => "process started",

@@ -82,6 +82,8 @@ fn leave(flags: &Flags, pod: &str, socket: &Path, listener: OwnedFd) -> Result<(
         .stdin(Stdio::from(listener))
         .stdout(Stdio::null())
         .stderr(Stdio::null())
+        // One heap: threads come and go with what waits for files, and a heap for each keeps what execs leave in it.
+        .env("MALLOC_ARENA_MAX", "1")
         .process_group(0);
     if flags.debug {
         command.arg("-debug");

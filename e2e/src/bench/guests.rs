@@ -5,9 +5,9 @@ use anyhow::Result;
 use crate::node;
 use crate::rig::Rig;
 
-/// What the steps of a start are called in which the host waits for its guest: kernel and agent come up; the agent
-/// stacks the root filesystem and makes the process; the agent lets it run.
-const STEPS: [&str; 3] = ["agent", "rootfs", "process"];
+/// What the steps of a start are called in which the host waits for its guest: kernel and agent come up; the agent sets
+/// up name and network; it stacks the root filesystem and makes the process; it lets it run.
+const STEPS: [&str; 4] = ["agent", "network", "rootfs", "process"];
 
 /// Sums over all pods that the lab ever had.
 #[derive(Debug, Clone, Copy, Default)]

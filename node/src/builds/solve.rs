@@ -106,7 +106,7 @@ mod tests {
         let solve = solve(&spec(json!({
             "target": "t", "args": [{"name": "A", "value": "1"}, {"name": "https_proxy", "value": "mine"}],
             "proxy": {"httpsProxy": "http://p:1", "noProxy": ["a", "b"]}, "network": "Egress",
-            "sourceDateEpoch": 7, "attestations": {"provenance": "Max"},
+            "sourceDateEpoch": 7,
         })));
         assert_eq!((solve.target.as_deref(), solve.network), (Some("t"), Network::Sandbox));
         assert_eq!(solve.args["A"], "1");
@@ -116,8 +116,16 @@ mod tests {
         );
         assert_eq!((solve.args["no_proxy"].as_str(), solve.args.contains_key("http_proxy")), ("a,b", false));
         assert_eq!(solve.source_date_epoch, Some(7));
-        assert_eq!(solve.attestations, [Attestation::Provenance { max: true }]);
         assert_eq!(super::solve(&spec(json!({}))).network, Network::None);
+    }
+
+    #[test]
+    fn as_much_is_said_of_a_build_as_was_asked_for() {
+        for (wish, expected) in [("None", None), ("Min", Some(false)), ("Max", Some(true))] {
+            let solve = solve(&spec(json!({"attestations": {"provenance": wish}})));
+            let expected: Vec<_> = expected.map(|max| Attestation::Provenance { max }).into_iter().collect();
+            assert_eq!(solve.attestations, expected, "{wish}");
+        }
     }
 
     #[test]

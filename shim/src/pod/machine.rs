@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use cloister_network::{Forwarder, Interface, Netns};
 use cloister_protocol::ports;
-use cloister_sandbox::{Booting, MachineConfig, Sandbox};
+use cloister_sandbox::{Booting, MachineConfig, Sandbox, Step};
 use tracing::Instrument;
 
 use super::network::{self, Mirrored};
@@ -178,6 +178,7 @@ impl Pod {
         let (named, connected) = tokio::join!(sandbox.while_alive(pod_wide), sandbox.while_alive(connected));
         named?;
         connected?;
+        sandbox.reached(Step::Network);
         let forwarder = match &netns {
             Some(netns) => self.forward(netns, &sandbox).await,
             None => None,
