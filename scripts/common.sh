@@ -18,6 +18,7 @@ apt-cache() {
     kept=$CACHE/apt/$(hash_inputs "=$*" "=$(stat -c %Y /var/lib/apt/lists)")
     if [ ! -e "$kept" ]; then
         mkdir -p "$CACHE/apt"
+        find "$CACHE/apt" -type f ! -newer /var/lib/apt/lists -delete
         tmp=$(mktemp "$CACHE/apt/.tmp.XXXXXX")
         command apt-cache "$@" >"$tmp" || { rm -f "$tmp"; return 1; }
         mv "$tmp" "$kept"

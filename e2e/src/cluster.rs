@@ -23,13 +23,13 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::AtomicU8;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
 use crate::cell::{Cell, wait_for};
-use crate::lab::{cache, checkout};
+use crate::lab::{cache, made_by};
 use crate::sweep;
 
-pub use builds::{BUILDER, Builds, builder_archive};
+pub use builds::{BUILDER, Builds};
 pub use daemon::Daemon;
 pub use node::Node;
 pub use ordinary::OrdinaryNode;
@@ -276,13 +276,9 @@ impl Cluster {
     }
 }
 
-/// The folder that `scripts/kubernetes.sh` made; makes it when it is missing, which takes minutes.
+/// The folder of Kubernetes' programs.
 fn programs() -> Result<PathBuf> {
-    let made = Command::new(checkout().join("scripts/kubernetes.sh")).output()?;
-    if !made.status.success() {
-        bail!("kubernetes.sh: {}", String::from_utf8_lossy(&made.stderr));
-    }
-    Ok(PathBuf::from(String::from_utf8(made.stdout)?.trim()))
+    made_by("kubernetes.sh", &[])
 }
 
 impl Drop for Cluster {

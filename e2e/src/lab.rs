@@ -24,13 +24,24 @@ pub fn cache() -> Result<PathBuf> {
     Ok(Path::new(&home).join(".cache/cloister"))
 }
 
-/// A docker-archive made by `scripts/debian-image.sh`; `kind` is `demo` or `large`.
-pub fn debian_image(kind: &str) -> Result<PathBuf> {
-    let made = Command::new(checkout().join("scripts/debian-image.sh")).arg(kind).output()?;
+/// What a script of `scripts` made and printed the path of; it makes what is not in the cache, which may take minutes.
+pub fn made_by(script: &str, arguments: &[&str]) -> Result<PathBuf> {
+    let mut command = Command::new(checkout().join("scripts").join(script));
+    let made = command.args(arguments).stderr(Stdio::inherit()).output()?;
     if !made.status.success() {
-        bail!("debian-image.sh {kind}: {}", String::from_utf8_lossy(&made.stderr));
+        bail!("{script}: {}", made.status);
     }
     Ok(PathBuf::from(String::from_utf8(made.stdout)?.trim()))
+}
+
+/// A docker-archive of Debian; `kind` is `demo` or `large`.
+pub fn debian_image(kind: &str) -> Result<PathBuf> {
+    made_by("debian-image.sh", &[kind])
+}
+
+/// The OCI archive of the builder's image.
+pub fn builder_image() -> Result<PathBuf> {
+    made_by("builder-image.sh", &[])
 }
 
 /// Folder with the guest's kernel and initramfs.

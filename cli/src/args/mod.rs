@@ -107,7 +107,7 @@ pub enum Command {
         #[arg(long)]
         lock: i32,
         /// Folder of the machine
-        #[arg(long)]
+        #[arg(long, allow_hyphen_values = true)]
         folder: PathBuf,
     },
 }

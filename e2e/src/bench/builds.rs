@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
-use crate::lab::{Lab, checkout};
+use crate::lab::{Lab, builder_image, made_by};
 
 /// When everything is said to be of, in seconds since 1970.
 const DATE: &str = "SOURCE_DATE_EPOCH=1700000000";
@@ -53,8 +53,8 @@ pub struct Row {
 /// # Errors
 /// When a build fails, or the digests differ.
 pub fn run() -> Result<Vec<Row>> {
-    let programs = script("scripts/buildkit.sh")?;
-    let builder = script("scripts/builder-image.sh")?;
+    let programs = made_by("buildkit.sh", &[])?;
+    let builder = builder_image()?;
     CASES.iter().map(|(case, dockerfile)| one(case, dockerfile, &programs, &builder)).collect()
 }
 
@@ -132,12 +132,6 @@ fn digest(archive: &Path) -> Result<String> {
         }
     }
     bail!("{} has no index.json", archive.display())
-}
-
-fn script(name: &str) -> Result<PathBuf> {
-    let made = Command::new(checkout().join(name)).stderr(Stdio::inherit()).output()?;
-    ensure!(made.status.success(), "{name}: {}", made.status);
-    Ok(PathBuf::from(String::from_utf8(made.stdout)?.trim()))
 }
 
 /// A buildkitd of the host in its own PID and mount namespaces; it ends with this value.

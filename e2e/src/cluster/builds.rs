@@ -1,14 +1,12 @@
 //! ImageBuild in a cluster: its definition, the operator, and on each node the build driver and the images' server.
 
-use std::path::PathBuf;
-use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 
 use super::{Cluster, Daemon, Node};
 use crate::cell::wait_for;
-use crate::lab::{checkout, target_dir};
+use crate::lab::{builder_image, target_dir};
 use crate::node;
 use crate::prometheus::Target;
 
@@ -35,7 +33,7 @@ impl Builds {
     pub fn start(cluster: &Cluster, nodes: &[Node], more: &[&str]) -> Result<Builds> {
         cluster.install_definition()?;
         cluster.grant_rights()?;
-        let archive = builder_archive()?;
+        let archive = builder_image()?;
         let mut operator = Daemon::new("operator", &target_dir().join("cloister-operator"), cluster.root())
             .env("KUBECONFIG", &cluster.kubeconfig_of("operator", &[])?)
             .option("--builder-image", BUILDER)
@@ -145,11 +143,4 @@ impl Node {
             Ok(self.lab.cell.inside(|| std::net::TcpStream::connect(address))?.ok().map(drop))
         })
     }
-}
-
-/// The archive of the builder's image, made when it is not in the cache.
-pub fn builder_archive() -> Result<PathBuf> {
-    let made = Command::new(checkout().join("scripts/builder-image.sh")).output()?;
-    ensure!(made.status.success(), "builder-image.sh: {}", String::from_utf8_lossy(&made.stderr));
-    Ok(PathBuf::from(String::from_utf8(made.stdout)?.trim()))
 }

@@ -8,7 +8,7 @@ use cloister_e2e::cell::wait_for;
 use cloister_e2e::installed::Installed;
 use cloister_e2e::{Leftovers, lab, pod_images};
 
-use crate::site::{Site, builder, text};
+use crate::site::{Site, text};
 use crate::world::{MACHINE, OUTSIDE, PORT, World};
 
 /// Bytes of a download, so many that they are no single segment.
@@ -34,7 +34,7 @@ fn build(site: &Site, name: &str, dockerfile: &str, options: &[&str]) -> Command
 fn an_ordinary_user_builds_with_a_network() {
     let world = World::new(vec![b'x'; PAGE]);
     let installed = Installed::new(&pod_images::archives(&[pod_images::BUSYBOX]).unwrap().remove(0));
-    installed.add(&builder(), "builder.tar");
+    installed.add(&lab::builder_image().unwrap(), "builder.tar");
     let passt = lab::tool("passt-trixie", "passt").unwrap();
     let copy = ["-r".as_ref(), passt.ancestors().nth(2).unwrap().as_os_str()];
     let to = installed.folder().join("passt");

@@ -27,13 +27,6 @@ impl Refused {
     }
 }
 
-/// The builder image of this machine.
-pub fn builder() -> PathBuf {
-    let script = lab::checkout().join("scripts/builder-image.sh");
-    let made = Command::new(script).stderr(Stdio::null()).output().unwrap();
-    PathBuf::from(String::from_utf8(made.stdout).unwrap().trim())
-}
-
 /// A store with a small base image, and folders of contexts.
 pub struct Site {
     pub lab: Lab,
@@ -62,7 +55,7 @@ impl Site {
         let mut command = self.lab.cloister();
         command.args(["build", "--progress", "plain", "-m", "384m", "--cache-size", "400m"]);
         // Options may name another builder.
-        command.env("CLOISTER_BUILDER", builder()).args(options).arg(context);
+        command.env("CLOISTER_BUILDER", lab::builder_image().unwrap()).args(options).arg(context);
         command
     }
 

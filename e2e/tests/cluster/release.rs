@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use cloister_e2e::Cluster;
 use cloister_e2e::cell::wait_for;
-use cloister_e2e::cluster::{OrdinaryNode, builder_archive};
+use cloister_e2e::cluster::OrdinaryNode;
 use cloister_e2e::containerd::Version;
-use cloister_e2e::lab::checkout;
+use cloister_e2e::lab::{builder_image, checkout};
 use cloister_e2e::pod_images::BUSYBOX;
 use cloister_e2e::systemd::Systemd;
 use serde_json::Value;
@@ -74,7 +74,7 @@ fn import(node: &OrdinaryNode) -> Result<()> {
     for (name, archive) in [
         ("operator", images.join("operator.tar")),
         ("node", images.join("node.tar")),
-        ("builder", builder_archive()?),
+        ("builder", builder_image()?),
     ] {
         let image = format!("cloister.dev/{name}:{VERSION}");
         node.lab.ctr(&["images", "import", "--index-name", &image, text(&archive)])?;

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use cloister_builder::pod::{self, Control, Facts};
 use cloister_e2e::cell::wait_for;
-use cloister_e2e::cluster::builder_archive;
 use cloister_e2e::cri::spec::{self, ContainerConfigExt};
 use cloister_e2e::cri::stream::Wants;
+use cloister_e2e::lab::builder_image;
 use cloister_e2e::rig::{Container, PATIENCE};
 use cloister_e2e::{Pod, Rig};
 use cloister_sandbox::Agent;
@@ -54,7 +54,7 @@ fn drive<T: Send>(rig: &Rig, work: impl Future<Output = Result<T>> + Send) -> Re
 }
 
 fn import(rig: &Rig) -> Result<()> {
-    let archive = builder_archive()?;
+    let archive = builder_image()?;
     let import = ["images", "import", "--snapshotter", "cloister", "--index-name", IMAGE];
     rig.lab.ctr(&[&import[..], &[&archive.to_string_lossy()]].concat())?;
     wait_for("the builder's image", PATIENCE, || Ok(rig.lab.image(IMAGE)?.map(drop)))
